@@ -1,0 +1,36 @@
+"""The alphas' side of the bilevel problem: first-order steps, without unrolling the weights (section 3.1)."""
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Architect:
+    """Adam on the alphas of a supernet, with their gradient norm clipped; the weights stay as they are."""
+
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, grad_clip: float):
+        self.model = model
+        self.alphas = [model.alphas_normal, model.alphas_reduce]
+        self.grad_clip = grad_clip
+        self.optimizer = torch.optim.Adam(self.alphas, learning_rate, betas=(0.5, 0.999), weight_decay=weight_decay)
+        self.scaler = torch.amp.GradScaler(model.alphas_normal.device.type, enabled=False)  # replaced for fp16
+
+    def step(self, images: Tensor, target: Tensor) -> Tensor:
+        """One alpha update on a batch (B, 3, H, W), (B,) of the validation half -> loss ()."""
+        weights = [p for p in self.model.parameters() if p.requires_grad and all(p is not a for a in self.alphas)]
+        for weight in weights:
+            weight.requires_grad_(False)                                   # their gradients would be thrown away
+        loss = F.cross_entropy(self.model(images), target)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        for weight in weights:
+            weight.requires_grad_(True)
+        if dist.is_initialized():                                          # all ranks must hold the same alphas
+            for alpha in self.alphas:
+                dist.all_reduce(alpha.grad)
+                alpha.grad /= dist.get_world_size()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.alphas, self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()

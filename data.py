@@ -1,0 +1,325 @@
+"""Data sets by name, the search split, augmentation on the device, and the ImageNet pipeline (SPEC sections 2 to 4)."""
+import gzip
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"   # of the package dataset-fashion-mnist
+CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
+               "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
+IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
+
+
+class DataSet(NamedTuple):
+    train_images: Tensor   # (N, C, H, W) uint8 on the CPU, C = 3, or 1 for grey
+    train_target: Tensor   # (N,) int64
+    test_images: Tensor
+    test_target: Tensor
+    classes: list[str]
+    mean: tuple[float, ...]   # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    flip: bool   # does a mirror image keep its label?
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; prints as one line even where a worker process has put its traceback in front."""
+    def __str__(self):
+        return str(self.args[0]).split("ImageError: ")[-1].strip()
+
+
+def load(name: str, root: str, image_size: int | None = None) -> DataSet:
+    """Load a data set, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
+
+    Raises ValueError or OSError, in one line, for an unknown name, a size below 8, and missing or damaged files.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+    if image_size is not None and image_size < 8:
+        raise ValueError(f"image size {image_size} leaves less than 2x2 pixels after two reductions: use 8 or more")
+    if name == "digits":
+        parts = read_digits()
+    elif name == "fashion_mnist":
+        parts = read_fashion_mnist(root)
+    elif name == "folder":
+        parts = read_folder(root, image_size or 32)
+    else:
+        parts = read_torchvision(name, root)
+    train, train_target, test, test_target, classes = parts
+    if name == "fashion_mnist" and image_size in (None, 32):
+        train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))
+    if image_size not in (None, train.shape[-1]):
+        train, test = (torch.cat([v2.functional.resize(part, [image_size, image_size], antialias=True)
+                                  for part in images.split(1000)]) for images in (train, test))
+    stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
+    mean, std = CIFAR_STATS.get(name) or (tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats))
+    return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
+
+
+def read_digits():
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+    from sklearn.model_selection import train_test_split
+    digits = load_digits()
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]   # (N, 1, 8, 8), from 0..16
+    target = torch.from_numpy(digits.target).long()
+    # Fixed, and shuffled: the file is in the order of the writers, who belong in both halves of the search.
+    train, test = train_test_split(np.arange(len(target)), test_size=500, stratify=digits.target, random_state=0)
+    return images[train], target[train], images[test], target[test], map(str, range(10))
+
+
+def read_torchvision(name: str, root: str):
+    if name == "svhn":
+        train, test = (download("SVHN", root, f"{split}_32x32.mat", split=split) for split in ("train", "test"))
+        parts = train.data, train.labels, test.data, test.labels                                 # (N, C, H, W)
+        return *map(torch.as_tensor, parts), map(str, range(10))
+    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    train, test = (download(name.upper(), root, f"{folder}/", train=flag) for flag in (True, False))
+    parts = train.data.transpose(0, 3, 1, 2), train.targets, test.data.transpose(0, 3, 1, 2), test.targets
+    return *(torch.tensor(np.ascontiguousarray(part)) for part in parts), train.classes
+
+
+def download(cls: str, root: str, files: str, **split):
+    """Open a torchvision data set, downloading it if need be; OSError says which files were expected where."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)   # a machine without internet should hear so soon
+    try:
+        return getattr(torchvision.datasets, cls)(root, download=True, **split)
+    except Exception as error:   # OSError, RuntimeError, UnpicklingError, ..., some over several lines
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(f"{cls}: {Path(root, files)} is missing or damaged, and downloading it failed ({reason}): "
+                      "put it there, or name the folder that holds it") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def read_fashion_mnist(root: str):
+    """Read four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
+    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    for folder in (Path(root, "FashionMNIST/raw"), Path(root), Path(DEBIAN_FASHION_MNIST)):
+        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]   # plain comes before .gz
+        if len(paths) == 4:
+            train, train_target, test, test_target = map(read_idx, paths)
+            classes = torchvision.datasets.FashionMNIST.classes
+            return train[:, None], train_target.long(), test[:, None], test_target.long(), classes
+    download("FashionMNIST", root, "FashionMNIST/raw/train-images-idx3-ubyte")
+    return read_fashion_mnist(root)
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an idx file of bytes, plain or gzipped: its 4th byte counts the dimensions, big-endian sizes follow."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read()
+        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
+        return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape))
+    except Exception as error:   # gzip.BadGzipFile, zlib.error, EOFError, ValueError, IndexError
+        raise ValueError(f"cannot read {path} ({error}): replace the file") from error
+
+
+def read_folder(root: str, size: int):
+    train, test = image_folders(Path(root))
+    # ImageFolder sorts by class, which would put different classes into the two halves of the search: shuffle the
+    # training images, by a fixed seed.
+    shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+    fit, parts = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]), []
+    for samples in ([train.samples[i] for i in shuffled], test.samples):
+        images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
+        for image, (path, _) in zip(images, samples, strict=True):
+            image.copy_(fit(read_image(path)))
+        parts += [images, torch.tensor([label for _, label in samples])]
+    return *parts, train.classes
+
+
+def image_folders(root: Path) -> list[ImageFolder]:
+    """Open train/CLASS/* and val/CLASS/* (or test/CLASS/*); OSError or ValueError where they lack folders or images."""
+    folders = []
+    for names in (("train",), ("val", "test")):
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(f"no folder {root / names[0]}: {root} must hold train/CLASS/* and val/CLASS/*")
+        if not any(entry.is_dir() for entry in folder.iterdir()):
+            raise FileNotFoundError(f"{folder} has no class folders: put the images into {folder}/CLASS/")
+        folders.append(ImageFolder(folder, loader=read_image, allow_empty=True))
+        if empty := set(folders[-1].classes) - {folders[-1].classes[label] for label in set(folders[-1].targets)}:
+            raise ValueError(f"{folder} has no images of class {', '.join(sorted(empty))}: add some, or remove it")
+    for one, other in (folders, folders[::-1]):
+        if missing := set(one.classes) - set(other.classes):
+            raise ValueError(f"{other.root} lacks class {', '.join(sorted(missing))} of {one.root}: make them equal")
+    return folders
+
+
+def read_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:   # Pillow raises OSError, SyntaxError, ValueError, ..., by file format
+        raise ImageError(f"cannot read image {path}: replace or remove the file") from error
+
+
+def search_split(dataset: DataSet, train_portion: float):
+    """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
+    images, target = dataset.train_images, dataset.train_target
+    n = int(len(images) * train_portion)
+    if not 0 < n < len(images):
+        raise ValueError(f"train_portion {train_portion} leaves one half of the search without images: use 0.5")
+    return (images[:n], target[:n]), (images[n:], target[n:])
+
+
+def share(batch_size: int, world_size: int) -> int:
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it")
+    return batch_size // world_size
+
+
+def normalise(images: Tensor, dataset: DataSet) -> Tensor:
+    """Map (B, C, H, W) uint8 to float32 (x / 255 - mean) / std, in the fewest passes over memory."""
+    mean, std = (images.new_tensor(stat, dtype=torch.float32).view(-1, 1, 1) for stat in (dataset.mean, dataset.std))
+    return images.float().sub_(255 * mean).mul_(1 / (255 * std))
+
+
+def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
+    """Copy `flat[s:s + length]` for each s of `start` into a (B, length) tensor."""
+    if flat.device.type == "cpu":   # one memcpy per window, far faster than a gather; MPS would build the whole view
+        return flat.unfold(0, length, 1).index_select(0, start)
+    return flat[start[:, None] + torch.arange(length, device=start.device)]
+
+
+class Batches:
+    """Shuffled, augmented batches of a set kept on the device: `for images, target in batches` is one epoch.
+
+    Takes (N, C, H, W) uint8 and (N,), yields (B, 3, H, W) float32 and (B,). `batch_size` is the total over all ranks:
+    each draws for the whole batch, then takes its share. ValueError if there is no even share or too few images.
+    """
+
+    def __init__(self, images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, seed: int,
+                 cutout: int = 0, rank: int = 0, world_size: int = 1):
+        share(batch_size, world_size)
+        self.batch_size, self.dataset, self.device, self.cutout = batch_size, dataset, device, cutout
+        self.rank, self.world_size = rank, world_size
+        # Deviation: a last batch of less than two images per process is left out, batch norm cannot train on it.
+        self.steps = len(images) // batch_size + (len(images) % batch_size // world_size >= 2)
+        if not self.steps:
+            raise ValueError(f"{len(images)} training images are too few for {world_size} process(es): add images")
+        self.channels, self.size = images.shape[1], images.shape[-1]
+        self.pad = self.size // 8   # 4 at 32x32
+        # Zeros above and left of a channel are enough: in flat memory they also follow the row, or the channel, before.
+        # So every crop starts a run of this memory, `pitch` to the row; the tail lets the last image's crops run over.
+        self.pitch = self.size + self.pad
+        flat = F.pad(images.to(device), (self.pad, 0, self.pad, 0)).flatten()
+        self.flat, self.target = F.pad(flat, (0, 2 * self.pad * (self.pitch + 1))), target.to(device)
+        self.generator = torch.Generator().manual_seed(seed)   # on the CPU: the same numbers for every device
+        self.order, self.position = torch.arange(len(images)), self.steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self):
+        self.position = self.steps   # a fresh shuffle
+        for _ in range(self.steps):
+            yield self.next()
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch of an endless stream, one shuffled pass after another."""
+        if self.position >= self.steps:
+            self.order, self.position = torch.randperm(len(self.order), generator=self.generator), 0
+        index = self.order[self.position * self.batch_size:][:self.batch_size]
+        self.position += 1
+        return self.augment(self.draw(index))
+
+    def draw(self, index: Tensor) -> Tensor:
+        """Draw for a whole batch; return this rank's image, crop row and column, flip and cutout centre, (6, B)."""
+        crop = torch.randint(2 * self.pad + 1, (2, len(index)), generator=self.generator)
+        flip = torch.randint(2, (1, len(index)), generator=self.generator) * self.dataset.flip
+        centre = torch.randint(self.size, (2, len(index)), generator=self.generator)
+        return torch.cat([index[None], crop, flip, centre])[:, self.rank::self.world_size]
+
+    def augment(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Crop, flip, normalise and cut out, for all images at once, as `draws` (6, B) says."""
+        index, top, left, flip, row, column = draws.to(self.device)
+        B, C, S, P = len(index), self.channels, self.size, self.pitch
+        x = windows(self.flat, index * (C * P * P) + top * P + left, C * P * P)       # (B, C*P*P) uint8
+        x = x.view(B, C, P, P)[:, :, :S, :S]                                          # (B, C, H, W)
+        if self.dataset.flip:   # picking whole images from plain and mirrored ones is 5 times as fast as torch.where
+            x = torch.cat([x, x.flip(3)]).index_select(0, torch.arange(B, device=x.device) + B * flip)
+        x = normalise(x, self.dataset)                                                # float32
+        if self.cutout:   # the published square: from centre - L // 2 up to, not including, centre + L // 2
+            at, half = torch.arange(S, device=x.device), self.cutout // 2
+            rows, columns = ((at >= c[:, None] - half) & (at < c[:, None] + half) for c in (row, column))   # (B, S)
+            x.mul_((~(rows[:, None, :, None] & columns[:, None, None, :])).float())
+        return x.expand(-1, 3, -1, -1), self.target.index_select(0, index)            # grey: 3 equal channels
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+
+    def load_state_dict(self, state: dict):
+        """Continue exactly where `state` was taken; ValueError if it is of another number of images."""
+        if len(state["order"]) != len(self.order):
+            raise ValueError(f"the saved run had {len(state['order'])} images, not {len(self.order)}: use its data")
+        self.generator.set_state(state["generator"].cpu())
+        self.order, self.position = state["order"].cpu(), state["position"]
+
+
+def eval_batches(images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, rank=0, world_size=1):
+    """Yield (B, 3, H, W) float32, only normalised, and (B,) targets: over all ranks, every sample exactly once."""
+    images, target, step = images[rank::world_size], target[rank::world_size], max(1, batch_size // world_size)
+    for i in range(0, len(images), step):
+        x = normalise(images[i:i + step].to(device), dataset)
+        yield x.expand(-1, 3, -1, -1), target[i:i + step].to(device)
+
+
+class SeededFolder(ImageFolder):
+    """An image folder whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
+    each epoch, so a resumed run would otherwise see other crops than an unbroken one."""
+    seed = 0
+
+    def __getitem__(self, key: tuple[int, int]):
+        with torch.random.fork_rng(devices=[]):   # without workers, the network's generator must not notice
+            seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)
+            torch.default_generator.manual_seed(int(seed[0]))   # torch.manual_seed would also seed the GPU
+            return super().__getitem__(key[1])
+
+
+class EpochSampler(DistributedSampler):
+    """A distributed sampler of (epoch, index)."""
+    def __iter__(self):
+        return iter([(self.epoch, index) for index in super().__iter__()])
+
+
+def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device,
+                     rank: int = 0, world_size: int = 1) -> tuple[DataLoader, DataLoader, list[str]]:
+    """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
+
+    `batch_size` is the total over all ranks. Raises as `image_folders` and `Batches`; ImageError names a bad file.
+    """
+    base = Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root)
+    train, val = image_folders(base)
+    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_STATS)]
+    val.transform = v2.Compose([v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), *to_input])
+    train = SeededFolder(train.root, loader=read_image, transform=v2.Compose(
+        [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), *to_input]))
+    train.seed = seed
+    sampler = EpochSampler(train, world_size, rank, seed=seed)
+    # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
+    options = {"batch_size": share(batch_size, world_size), "num_workers": workers, "persistent_workers": workers > 0,
+               "prefetch_factor": 4 if workers else None, "pin_memory": torch.device(device).type == "cuda",
+               "generator": torch.Generator()}
+    # Deviation, as in Batches: no last batch of a single image.
+    loader = DataLoader(train, sampler=sampler, drop_last=len(sampler) % options["batch_size"] == 1, **options)
+    if not len(loader):
+        raise ValueError(f"{len(train)} training images are too few for {world_size} process(es): add images")
+    return loader, DataLoader(Subset(val, range(rank, len(val), world_size)), **options), train.classes
+
+
+def set_epoch(loader: DataLoader, epoch: int):
+    """Choose the epoch of the next pass over a training loader, and with it shuffling and augmentation."""
+    loader.sampler.set_epoch(epoch)

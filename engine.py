@@ -1,0 +1,182 @@
+"""Epochs: the meter that every loop feeds, the evaluation scripts' training epoch, and everyone's evaluation."""
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import utils
+from utils import log
+
+
+def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
+    """The cosine learning rate of `epoch` (from 0): `high` in epoch 0, close to `low` in the last."""
+    return low + (high - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Use this learning rate from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+class Meter:
+    """Loss and accuracy of an epoch: a bar on a terminal, elsewhere a log line every `report_freq` steps.
+
+    The steps' numbers stay on the device and are read only when they are reported, so that no step waits for one.
+    """
+
+    def __init__(self, label: str, steps: int | None, report_freq: int):
+        self.label, self.report_freq = label, report_freq
+        self.unread: list[Tensor] = []                                     # one (loss * B, top-1, top-5 hits) a step
+        self.sums = [0.0, 0.0, 0.0]                                        # of the steps that were read
+        self.images = self.steps = 0
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=steps, desc=label, leave=False, disable=utils.rank() > 0 or not sys.stderr.isatty())
+
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Count a step: loss () is the mean over a batch with logits (B, num_classes), target (B,)."""
+        hits = logits.topk(min(5, logits.size(1)))[1] == target[:, None]   # (B, 5)
+        self.unread.append(torch.stack([loss * target.numel(), hits[:, 0].sum(), hits.sum()]))
+        self.images += target.numel()
+        self.steps += 1
+        self.bar.update()
+        if self.steps % self.report_freq == 0:
+            self._read()
+            loss, top1, top5 = (value / self.images for value in self.sums)
+            self.bar.set_postfix(loss=f"{loss:.4f}", top1=f"{100 * top1:.2f}")
+            if self.bar.disable:
+                log.info(f"{self.label} step {self.steps} loss {loss:.4f} "
+                         f"top1 {100 * top1:.2f} top5 {100 * top5:.2f}")
+        utils.stop_if_asked()
+
+    def _read(self) -> None:
+        rows = torch.stack(self.unread)                                    # (steps, 3)
+        bad = (~rows[:, 0].isfinite()).nonzero().flatten().tolist()
+        if bad:
+            step = self.steps - len(rows) + bad[0] + 1
+            raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
+                             "--amp off; the checkpoint of the last finished epoch is kept")
+        self.sums = [a + b for a, b in zip(self.sums, rows.sum(0).tolist(), strict=True)]
+        self.unread = []
+
+    def finish(self) -> tuple[float, float, float]:
+        """The epoch's (loss, top-1 %, top-5 %) over all processes. Raises ValueError where a loss was not finite."""
+        if self.unread:
+            self._read()
+        self.bar.close()
+        self.seconds = time.perf_counter() - self.start
+        sums = utils.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
+        loss, top1, top5, images = sums.tolist()
+        return loss / images, 100 * top1 / images, 100 * top5 / images
+
+
+def log_start(run_dir: Path, args, device: torch.device, network: nn.Module, image_size: int) -> None:
+    """Say what is trained, where and how large it is."""
+    small, large = (utils.count_parameters(network, auxiliary) for auxiliary in (False, True))
+    plain, published = (utils.count_multiply_adds(network, image_size, published) / 1e6 for published in (False, True))
+    log.info(f"{run_dir}: --arch {args.arch} on {utils.world_size()} x {utils.describe_device(device)}; {small:,} "
+             f"parameters, {large:,} with the auxiliary head; {plain:.1f}M multiply-adds at {image_size}x{image_size}, "
+             f"{published:.1f}M in the published convention")
+
+
+def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, torch.amp.GradScaler]:
+    """The network to train with, compiled and distributed as asked, and its gradient scaler; save `network` itself."""
+    utils.share_rank0(network)
+    scaler = utils.set_precision(network, device, args.amp)
+    if args.compile:
+        network.compile()                                                  # in place: state_dict keys stay
+    if utils.world_size() == 1:
+        return network, scaler
+    # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient. Batch norm
+    # statistics are shared once an epoch, not at every step.
+    return DistributedDataParallel(network, broadcast_buffers=False, static_graph=True), scaler
+
+
+def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                    label: str, args, label_smoothing: float = 0.0) -> dict:
+    """One pass over (images (B, 3, H, W), target (B,)) batches -> the epoch's record.
+
+    The loss is the cross entropy, plus `args.auxiliary_weight` times the auxiliary head's. Raises ValueError where it
+    is not finite.
+    """
+    meter = Meter(label, len(batches), args.report_freq)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    for images, target in batches:
+        images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        logits, logits_aux = network(images)
+        loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        if logits_aux is not None:
+            loss = loss + args.auxiliary_weight * F.cross_entropy(logits_aux, target, label_smoothing=label_smoothing)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, args.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        meter.update(loss.detach(), logits.detach(), target)
+    loss, top1, _ = meter.finish()
+    utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
+    return {"train_loss": loss, "train_acc": top1, "seconds": meter.seconds,
+            "images_per_second": meter.images * utils.world_size() / meter.seconds,
+            "peak_memory_mb": utils.peak_memory_mb(device)}
+
+
+def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
+    """Log an epoch; write best.pt where its test accuracy is the best yet, then checkpoint.pt and metrics.jsonl."""
+    state["epoch"] += 1
+    state["metrics"].append(record)
+    log.info(json.dumps(record))
+    if utils.rank() == 0:
+        if record["test_acc"] > state["best_acc"]:
+            state |= {"best_acc": record["test_acc"], "best_epoch": record["epoch"]}
+            utils.save_weights(run_dir / "best.pt", parts["network"])
+        utils.save_checkpoint(run_dir, state | {name: part.state_dict() for name, part in parts.items()})
+        utils.write_metrics(run_dir, state["metrics"])
+
+
+def restore(run_dir: Path, parts: dict) -> dict:
+    """The state of a run, at its start or from its checkpoint, which is loaded into `parts`."""
+    state = utils.load_checkpoint(run_dir) or {"epoch": 0, "metrics": [], "best_acc": -1.0, "best_epoch": None}
+    for name, part in parts.items():
+        if name in state:
+            part.load_state_dict(state.pop(name))
+    return state
+
+
+def report(state: dict, network: nn.Module, run_dir: Path) -> None:
+    """Write the last epoch's weights and say what the run reached."""
+    last = state["metrics"][-1]
+    if utils.rank() == 0:
+        utils.save_weights(run_dir / "weights.pt", network)
+    hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
+    log.info(f"{run_dir}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
+             f"best {state['best_acc']:.2f}% (epoch {state['best_epoch']}, best.pt); {hours:.2f} device-hours")
+
+
+def test(network: nn.Module, batches, label: str) -> dict:
+    """The test set's part of an epoch's record."""
+    loss, top1, top5 = evaluate(network, batches, label)
+    return {"test_loss": loss, "test_acc": top1, "test_acc_top5": top5}
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, float]:
+    """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all processes."""
+    network.eval()
+    device = network.classifier.weight.device
+    meter = Meter(label, steps=None, report_freq=1000)
+    for images, target in batches:
+        logits = network(images.to(device, non_blocking=True))
+        target = target.to(device, non_blocking=True)
+        logits = logits[0] if isinstance(logits, tuple) else logits        # an evaluation network: (logits, None)
+        meter.update(F.cross_entropy(logits, target), logits, target)
+    network.train()
+    return meter.finish()

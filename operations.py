@@ -1,0 +1,108 @@
+"""The candidate operations of a cell's edge (DARTS / P-DARTS search space), and drop path.
+
+The layout of the modules fixes the `state_dict` keys, which are the published ones: weights people have load unchanged.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ReLUConvBN(nn.Module):
+    """ReLU, 1x1 convolution, batch norm: (B, C_in, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, C_in: int, C_out: int, affine: bool = True):
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C_in, C_out, 1, bias=False),
+            nn.BatchNorm2d(C_out, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class FactorizedReduce(nn.Module):
+    """ReLU, two 1x1 stride-2 convolutions on alternate pixels, batch norm: (B, C_in, H, W) -> (B, C_out, H/2, W/2).
+
+    Odd sizes round up: the shifted branch is padded by one (deviation: the published code fails on them).
+    """
+
+    def __init__(self, C_in: int, C_out: int, affine: bool = True):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)                                                   # (B, C_in, H, W)
+        shifted = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))[:, :, 1:, 1:]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+
+
+class DilConv(nn.Module):
+    """ReLU, depthwise kxk with dilation 2, pointwise, batch norm: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+
+    def __init__(self, C: int, kernel: int, stride: int, affine: bool = True):
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C, C, kernel, stride, padding=kernel - 1, dilation=2, groups=C, bias=False),
+            nn.Conv2d(C, C, 1, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class SepConv(nn.Module):
+    """Twice (ReLU, depthwise kxk, pointwise, batch norm), the stride in the first depthwise: as DilConv's shapes."""
+
+    def __init__(self, C: int, kernel: int, stride: int, affine: bool = True):
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C, C, kernel, stride, padding=kernel // 2, groups=C, bias=False),
+            nn.Conv2d(C, C, 1, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+            nn.ReLU(inplace=True),                                         # batch norm keeps its input, not its output
+            nn.Conv2d(C, C, kernel, padding=kernel // 2, groups=C, bias=False),
+            nn.Conv2d(C, C, 1, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:
+    """ReLU, 1x7 then 7x1 full convolution, each with its axis of the stride, batch norm (NASNet, AmoebaNet)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(C, C, (1, 7), (1, stride), padding=(0, 3), bias=False),
+        nn.Conv2d(C, C, (7, 1), (stride, 1), padding=(3, 0), bias=False),
+        nn.BatchNorm2d(C, affine=affine),
+    )
+
+
+def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module:
+    """The operation named `primitive` on C channels; (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+    if primitive == "max_pool_3x3":
+        return nn.MaxPool2d(3, stride, padding=1)
+    if primitive == "avg_pool_3x3":
+        return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    if primitive == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(C, C, affine)
+    if primitive == "conv_7x1_1x7":
+        return conv_7x1_1x7(C, stride, affine)
+    kind, size = primitive.rsplit("_", 1)                                  # sep_conv_3x3 -> sep_conv, 3x3
+    return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
+
+
+def drop_path(x: Tensor, drop_prob: float) -> Tensor:
+    """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
+    keep_prob = 1.0 - drop_prob
+    mask = torch.empty(x.size(0), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep_prob)
+    return x * (mask / keep_prob)

@@ -1,0 +1,112 @@
+"""The rules of P-DARTS as pure functions on names and numbers: stages, pruning, derivation, skip restriction."""
+import math
+from dataclasses import dataclass
+
+from genotypes import Genotype, count_skips
+
+NODES = 4
+EDGES = sum(2 + node for node in range(NODES))                             # 14
+MOST_SKIPS = 8                                                             # two edges at each of the 4 nodes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the search: its supernet, and what is pruned after it."""
+    number: int
+    layers: int                                                            # cells
+    channels: int                                                          # of the first cell
+    num_candidates: int                                                    # operations per edge
+    num_drop: int                                                          # dropped per edge afterwards
+    skip_dropout: float                                                    # initial rate
+
+
+def stage_table(layers: int, channels: int, add_layers: list, add_width: list, skip_dropout: list) -> list[Stage]:
+    """The three stages (section 4.1): deeper supernets over fewer candidates.
+
+    add_layers, add_width: what stages 1, 2, 3 add to `layers` and `channels`; two values mean stages 2 and 3.
+    skip_dropout: one initial rate per stage. Raises ValueError on any other count.
+    """
+    for name, values in (("--add_layers", add_layers), ("--add_width", add_width)):
+        if len(values) not in (2, 3):
+            raise ValueError(f"{name} was given {len(values)} times; give it twice (stages 2 and 3) or three times")
+    if len(skip_dropout) != 3:
+        raise ValueError(f"--dropout_rate was given {len(skip_dropout)} times; give it three times, once per stage")
+    add_layers, add_width = ([0] * (3 - len(values)) + values for values in (add_layers, add_width))
+    cells, width = [layers + more for more in add_layers], [channels + more for more in add_width]
+    return [
+        Stage(1, cells[0], width[0], num_candidates=8, num_drop=3, skip_dropout=skip_dropout[0]),
+        Stage(2, cells[1], width[1], num_candidates=5, num_drop=2, skip_dropout=skip_dropout[1]),
+        Stage(3, cells[2], width[2], num_candidates=3, num_drop=0, skip_dropout=skip_dropout[2]),
+    ]
+
+
+def skip_dropout_rate(initial: float, epoch: int, epochs: int, warmup_epochs: int) -> float:
+    """The dropout rate on skip-connects in `epoch` (from 0): linear decay in warm-up, then exponential from `initial`.
+
+    Yes, it jumps back up when the alphas start to learn, as published.
+    """
+    if epoch < warmup_epochs:
+        return initial * (epochs - epoch - 1) / epochs
+    return initial * math.exp(-0.2 * (epoch - warmup_epochs))
+
+
+def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) -> list[list[str]]:
+    """Drop each edge's `num_drop` least probable candidates; `none` competes like any other, the order stays."""
+    kept = []
+    for names, edge_probs in zip(candidates, probs, strict=True):
+        weakest = sorted(range(len(names)), key=lambda i: edge_probs[i])[:num_drop]
+        kept.append([name for i, name in enumerate(names) if i not in weakest])
+    return kept
+
+
+def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[tuple[str, int]]:
+    """A cell's genes: each edge's most probable candidate but `none`, and each node's two most probable edges."""
+    best = []                                                              # per edge: (operation, its probability)
+    for names, edge_probs in zip(candidates, probs, strict=True):
+        i = max((i for i, name in enumerate(names) if name != "none"), key=lambda i: edge_probs[i])
+        best.append((names[i], edge_probs[i]))
+    genes, start = [], 0
+    for node in range(NODES):
+        sources = range(2 + node)
+        strongest = sorted(sources, key=lambda state: -best[start + state][1])[:2]
+        genes += [(best[start + state][0], state) for state in sorted(strongest)]
+        start += len(sources)
+    return genes
+
+
+def derive_genotype(normal: list[list[str]], normal_probs: list[list[float]],
+                    reduce: list[list[str]], reduce_probs: list[list[float]]) -> Genotype:
+    """The genotype of stage 3's candidates and their softmax rows (over all candidates, `none` included)."""
+    concat = list(range(2, 2 + NODES))
+    return Genotype(derive_cell(normal, normal_probs), concat, derive_cell(reduce, reduce_probs), concat)
+
+
+def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[float]],
+                           reduce: list[list[str]], reduce_probs: list[list[float]]) -> dict[int, Genotype]:
+    """Genotypes with at most M = 8, 7, ..., 0 skip-connects in the normal cell (section 3.3), keyed by M.
+
+    While there are more than M, the selected skip-connect of lowest probability is struck out and the genotype derived
+    again, so another skip can come in and edges can change. Only the M that struck one out are listed.
+    """
+    normal_probs = [list(edge_probs) for edge_probs in normal_probs]
+    genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
+    restricted = {}
+    for M in range(MOST_SKIPS, -1, -1):
+        while count_skips(genotype.normal) > M:
+            edge = min(_skip_edges(genotype.normal), key=lambda e: normal_probs[e][normal[e].index("skip_connect")])
+            normal_probs[edge][normal[edge].index("skip_connect")] = 0.0
+            genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
+            restricted[M] = genotype
+    return restricted
+
+
+def _skip_edges(genes: list[tuple[str, int]]) -> list[int]:
+    """The edge numbers (0 to 13) of the genes that are skip-connects."""
+    first = [sum(2 + n for n in range(node)) for node in range(NODES)]     # 0, 2, 5, 9
+    return [first[i // 2] + state for i, (op, state) in enumerate(genes) if op == "skip_connect"]
+
+
+def recommended(genotype: Genotype, restricted: dict[int, Genotype], max_skip: int) -> Genotype:
+    """The genotype to train: the least restricted one with at most `max_skip` skip-connects."""
+    fitting = [g for _, g in sorted(restricted.items(), reverse=True) if count_skips(g.normal) <= max_skip]
+    return genotype if count_skips(genotype.normal) <= max_skip else fitting[0]

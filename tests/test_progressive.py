@@ -1,0 +1,141 @@
+"""The rules of the search against the 60 recorded searches, and the schedules against SPEC's formulas."""
+import copy
+import json
+import math
+
+import pytest
+
+import progressive
+from progressive import derive_genotype, prune, recommended, restrict_skip_connects, skip_dropout_rate, stage_table
+
+
+@pytest.fixture(scope="module")
+def searches(golden):
+    return golden("pruning.json")
+
+
+def last_stage(search: dict) -> list:
+    """The arguments of derive_genotype and restrict_skip_connects."""
+    keys = ("candidates_normal", "probs_normal", "candidates_reduce", "probs_reduce")
+    return [search["stages"][2][key] for key in keys]
+
+
+def as_json(genotype) -> dict:
+    return json.loads(json.dumps(genotype._asdict()))
+
+
+def skips(genotype: dict) -> int:
+    return sum(op == "skip_connect" for op, _ in genotype["normal"])
+
+
+@pytest.mark.parametrize("stage, num_drop", [(0, 3), (1, 2)])
+@pytest.mark.parametrize("cell", ["normal", "reduce"])
+def test_pruning_keeps_what_the_published_code_kept(searches, stage, num_drop, cell):
+    assert len(searches) == 60
+    for search in searches:
+        recorded = search["stages"][stage]
+        assert prune(recorded[f"candidates_{cell}"], recorded[f"probs_{cell}"], num_drop) == recorded[f"kept_{cell}"]
+
+
+def test_derived_genotypes_equal_the_published_ones(searches):
+    for search in searches:
+        assert as_json(derive_genotype(*last_stage(search))) == search["genotype"]
+
+
+def test_restriction_gives_the_published_genotypes_for_exactly_the_published_limits(searches):
+    for search in searches:
+        restricted = restrict_skip_connects(*last_stage(search))
+        assert {str(M): as_json(genotype) for M, genotype in restricted.items()} == search["restricted"]
+        assert all(type(M) is int for M in restricted)
+
+
+def test_the_rules_leave_their_arguments_alone(searches):
+    for search in searches[:10]:
+        arguments = last_stage(search)
+        before = copy.deepcopy(arguments)
+        prune(arguments[0], arguments[1], 1)
+        derive_genotype(*arguments)
+        restrict_skip_connects(*arguments)
+        assert arguments == before
+
+
+def test_recommended_has_at_most_max_skip_skips_and_the_reduction_cell_untouched(searches):
+    for search in searches:
+        genotype = derive_genotype(*last_stage(search))
+        restricted = restrict_skip_connects(*last_stage(search))
+        for max_skip in range(9):
+            chosen = as_json(recommended(genotype, restricted, max_skip))
+            enough = skips(search["genotype"]) <= max_skip
+            assert chosen == (search["genotype"] if enough else search["restricted"][str(max_skip)])
+            assert skips(chosen) <= max_skip
+            assert chosen["reduce"] == search["genotype"]["reduce"]
+
+
+def test_pruning_lets_none_compete_and_keeps_the_order():
+    names = ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"]
+    assert prune([names], [[0.1, 0.3, 0.15, 0.25, 0.2]], 2) == [["max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5"]]
+    assert prune([names], [[0.4, 0.1, 0.2, 0.05, 0.25]], 2) == [["none", "skip_connect", "dil_conv_5x5"]]
+
+
+def test_none_is_never_derived_and_still_lowers_its_edges_score():
+    """On every edge none wins; of node 3's edges those from states 1 and 4 have the best remaining candidates."""
+    names = [["none", "skip_connect", "sep_conv_3x3"]] * 14
+    node_3 = [[0.9, 0.06, 0.04], [0.5, 0.1, 0.4], [0.7, 0.2, 0.1], [0.8, 0.1, 0.1], [0.4, 0.35, 0.25]]
+    probs = [[0.6, 0.3, 0.1]] * 9 + node_3
+    genotype = derive_genotype(names, probs, names, probs)
+    assert genotype.normal[:2] == [("skip_connect", 0), ("skip_connect", 1)]
+    assert genotype.normal[6:] == [("sep_conv_3x3", 1), ("skip_connect", 4)]
+    assert genotype.reduce == genotype.normal
+    assert genotype.normal_concat == genotype.reduce_concat == [2, 3, 4, 5]
+
+
+def test_the_published_command_gives_the_published_stages():
+    stages = stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])
+    assert [stage.layers for stage in stages] == [5, 11, 17]
+    assert [stage.channels for stage in stages] == [16, 16, 16]
+    assert [stage.num_candidates for stage in stages] == [8, 5, 3]
+    assert [stage.num_drop for stage in stages[:2]] == [3, 2]
+    assert [stage.skip_dropout for stage in stages] == [0.1, 0.4, 0.7]
+
+
+def test_two_additions_are_stages_2_and_3_and_three_are_all_stages():
+    two = stage_table(4, 8, [1, 2], [10, 20], [0, 0, 0])
+    assert [(stage.layers, stage.channels) for stage in two] == [(4, 8), (5, 18), (6, 28)]
+    three = stage_table(4, 8, [1, 2, 3], [10, 20, 30], [0, 0, 0])
+    assert [(stage.layers, stage.channels) for stage in three] == [(5, 18), (6, 28), (7, 38)]
+    mixed = stage_table(4, 8, [1, 2, 3], [10, 20], [0, 0, 0])
+    assert [(stage.layers, stage.channels) for stage in mixed] == [(5, 8), (6, 18), (7, 28)]
+
+
+@pytest.mark.parametrize("option, add_layers, add_width, skip_dropout", [
+    *[("--add_layers", [1] * n, [0, 0], [0, 0, 0]) for n in (0, 1, 4)],
+    *[("--add_width", [6, 12], [1] * n, [0, 0, 0]) for n in (0, 1, 4)],
+    *[("--dropout_rate", [6, 12], [0, 0], [0.1] * n) for n in (0, 1, 2, 4)],
+])
+def test_any_other_count_is_an_error_of_one_line_that_says_so(option, add_layers, add_width, skip_dropout):
+    with pytest.raises(ValueError, match=option) as error:
+        stage_table(5, 16, add_layers, add_width, skip_dropout)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("initial", [0.1, 0.4, 0.7])
+def test_skip_dropout_follows_the_formula_in_all_25_epochs_of_a_stage(initial):
+    warm_up = [initial * (24 - e) / 25 for e in range(10)]
+    expected = warm_up + [initial * math.e ** (-(e - 10) / 5) for e in range(10, 25)]
+    assert [skip_dropout_rate(initial, e, 25, 10) for e in range(25)] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("initial, epoch, expected", [
+    (0.1, 0, 0.096), (0.4, 9, 0.24), (0.4, 10, 0.4), (0.4, 15, 0.4 * 0.36787944117144233),
+    (0.7, 9, 0.42), (0.7, 10, 0.7), (0.7, 24, 0.7 * 0.060810062625217975), (0.0, 3, 0.0), (0.0, 20, 0.0),
+])
+def test_skip_dropout_computed_by_hand_jumps_back_up_after_warm_up(initial, epoch, expected):
+    assert skip_dropout_rate(initial, epoch, 25, 10) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_warm_up_skip_dropout_starts_at_its_initial_rate():
+    assert skip_dropout_rate(0.3, 0, 5, 0) == pytest.approx(0.3)
+
+
+def test_a_cell_has_14_edges():
+    assert progressive.EDGES == 2 + 3 + 4 + 5

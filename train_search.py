@@ -1,0 +1,263 @@
+"""Search for a cell with P-DARTS: three stages over deeper supernets and fewer candidates (arXiv 1904.12760).
+
+One GPU (or MPS, or the CPU, whatever there is); the published command works as it stands:
+    python train_search.py --tmp_data_dir DIR --save log_path --add_layers 6 --add_layers 12 \\
+        --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run
+Several GPUs:
+    torchrun --nproc_per_node=8 train_search.py --tmp_data_dir DIR
+Without --tmp_data_dir it searches on scikit-learn's 8x8 digits, which need no download. Expect SAVE/search-NOTE-TIME/
+with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured on the way.
+"""
+import argparse
+import io
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import data
+import engine
+import genotypes
+import progressive
+import utils
+from architect import Architect
+from genotypes import Genotype, count_skips
+from model import NetworkCIFAR
+from model_search import Network
+from progressive import Stage
+from utils import log, number
+
+
+def get_args_parser() -> utils.Parser:
+    parser = utils.Parser(__doc__)
+    # data
+    parser.add_argument("--tmp_data_dir", help="where the data set is, or is downloaded to")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="default: cifar10, or digits without --tmp_data_dir")
+    parser.add_argument("--cifar100", action="store_true", help="the same as --dataset cifar100")
+    parser.add_argument("--image_size", type=number(int, 1), help="resize the images; default: the data set's own size")
+    parser.add_argument("--train_portion", type=number(float, 0.01, 1), default=0.5, help="share that trains weights")
+    parser.add_argument("--cutout", action="store_true", help="cut a square out of training images")
+    parser.add_argument("--cutout_length", type=number(int, 1), help="its side; default: half the image's")
+    parser.add_argument("--workers", type=number(int, 0), default=2, help="unused: the images live on the device")
+    # stages
+    parser.add_argument("--layers", type=number(int, 1), default=5, help="cells of stage 1")
+    parser.add_argument("--add_layers", type=number(int, 0), action="append", help="in stages 2 and 3: 6 and 12")
+    parser.add_argument("--init_channels", type=number(int, 1), default=16, help="channels of the first cell")
+    parser.add_argument("--add_width", type=number(int, 0), action="append", help="in stages 2 and 3: 0 and 0")
+    parser.add_argument("--dropout_rate", type=number(float, 0, 1), action="append", help="on skips: 0.1 0.4 0.7")
+    parser.add_argument("--epochs", type=number(int, 1), default=25, help="per stage")
+    parser.add_argument("--warmup_epochs", type=number(int, 0), default=10, help="of these, without alpha steps")
+    parser.add_argument("--max_skip", type=number(int, 0), default=2, help="skip-connects in the normal cell")
+    # weights
+    parser.add_argument("--batch_size", type=number(int, 1), default=96, help="total over all processes")
+    parser.add_argument("--learning_rate", type=number(float, 0), default=0.025)
+    parser.add_argument("--learning_rate_min", type=number(float, 0), default=0.0)
+    parser.add_argument("--momentum", type=number(float, 0, 1), default=0.9)
+    parser.add_argument("--weight_decay", type=number(float, 0), default=3e-4)
+    parser.add_argument("--grad_clip", type=number(float, 0), default=5.0, help="largest gradient norm of a step")
+    # alphas
+    parser.add_argument("--arch_learning_rate", type=number(float, 0), default=6e-4)
+    parser.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
+    # run
+    utils.add_run_options(parser, seed=2, report_freq=50)
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line with its defaults filled in; exits with status 2 where it can't be right."""
+    parser = get_args_parser()
+    args = utils.parse_args(parser)
+    args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
+    args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]               # deviation: published, no flag means none
+    args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
+    try:
+        make_stages(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup_epochs {args.warmup_epochs} leaves no alpha steps in --epochs {args.epochs}: lower it")
+    return args
+
+
+def make_stages(args: argparse.Namespace) -> list[Stage]:
+    return progressive.stage_table(args.layers, args.init_channels, args.add_layers, args.add_width, args.dropout_rate)
+
+
+def main(args: argparse.Namespace) -> None:
+    device = utils.pick_device(args.device, args.deterministic)
+    utils.init_distributed(device)
+    stages = make_stages(args)
+    with utils.rank0_first():                                              # one process downloads
+        dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
+    run_dir = utils.open_run_dir("search", args, device)
+    log.info(f"{run_dir}: {args.dataset}, {len(dataset.train_images)} training images, {len(dataset.classes)} classes, "
+             f"on {utils.world_size()} x {utils.describe_device(device)}")
+    all_primitives = [genotypes.PRIMITIVES] * progressive.EDGES
+    state = utils.load_checkpoint(run_dir) or {
+        "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [], "alphas": {}}
+    for stage in stages[state["stage"] - 1:]:
+        normal_probs, reduce_probs = search_stage(stage, state, dataset, run_dir, args, device)
+        if stage.num_drop:
+            state = {
+                "stage": stage.number + 1, "epoch": 0, "metrics": state["metrics"], "alphas": state["alphas"],
+                "normal": progressive.prune(state["normal"], normal_probs, stage.num_drop),
+                "reduce": progressive.prune(state["reduce"], reduce_probs, stage.num_drop)}
+    if utils.rank() == 0:
+        report(state, normal_probs, reduce_probs, run_dir, args)
+
+
+def search_stage(stage: Stage, state: dict, dataset: data.DataSet, run_dir: Path, args: argparse.Namespace,
+                 device: torch.device) -> tuple[list, list]:
+    """Train a stage's fresh supernet and its alphas -> the softmax rows of the normal and reduction cell, (14, K) each.
+
+    `state` is the checkpoint: what it holds of this stage is continued, and it is saved after every epoch.
+    """
+    parts = build_stage(stage, state, dataset, args, device)
+    network = parts.network
+    for epoch in range(state["epoch"], args.epochs):
+        utils.seed_everything(args.seed, stage.number, 1 + epoch)
+        lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
+        engine.set_learning_rate(parts.optimizer, lr)
+        network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
+        record = {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout}
+        record |= search_epoch(parts, epoch >= args.warmup_epochs, f"stage {stage.number} epoch {epoch}", args)
+        if epoch >= args.epochs - 4:                                       # as published: in a stage's last 4 epochs
+            record |= validate(network, dataset, f"stage {stage.number} epoch {epoch} validation", args, device)
+        normal_probs, reduce_probs = softmax_rows(network)
+        genotype = progressive.derive_genotype(state["normal"], normal_probs, state["reduce"], reduce_probs)
+        record |= {"skips": count_skips(genotype.normal), "peak_memory_mb": utils.peak_memory_mb(device)}
+        state |= {name: part.state_dict() for name, part in stateful(parts).items()}
+        save_epoch(state, record, network, run_dir)
+    return softmax_rows(network)
+
+
+def build_stage(stage: Stage, state: dict, dataset: data.DataSet, args: argparse.Namespace,
+                device: torch.device) -> SimpleNamespace:
+    """A stage's supernet, optimizers and batches, in the state that the checkpoint has of them."""
+    utils.seed_everything(args.seed, stage.number)
+    network = Network(stage.channels, len(dataset.classes), stage.layers, state["normal"], state["reduce"]).to(device)
+    utils.share_rank0(network)
+    architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
+    architect.scaler = scaler = utils.set_precision(network, device, args.amp)
+    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
+    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    cutout = (args.cutout_length or dataset.train_images.size(-1) // 2) if args.cutout else 0
+    train_batches, valid_batches = (
+        data.Batches(*half, args.batch_size, dataset, device, seed, cutout, utils.rank(), utils.world_size())
+        for half, seed in zip(data.search_split(dataset, args.train_portion),
+                              (utils.derive_seed(args.seed, stage.number, i) for i in range(2)), strict=True))
+    parts = SimpleNamespace(network=network, architect=architect, optimizer=optimizer, scaler=scaler,
+                            train_batches=train_batches, valid_batches=valid_batches)
+    for name, part in stateful(parts).items():
+        if name in state:
+            part.load_state_dict(state[name])
+    return parts
+
+
+def stateful(parts: SimpleNamespace) -> dict:
+    """What a checkpoint keeps of a stage, by name."""
+    return {"network": parts.network, "optimizer": parts.optimizer, "alpha_optimizer": parts.architect.optimizer,
+            "scaler": parts.scaler, "train_batches": parts.train_batches, "valid_batches": parts.valid_batches}
+
+
+def search_epoch(parts: SimpleNamespace, learn_alphas: bool, label: str, args: argparse.Namespace) -> dict:
+    """One pass over the training half: after warm-up, each step updates first the alphas, then the weights."""
+    meter = engine.Meter(label, len(parts.train_batches), args.report_freq)
+    for images, target in parts.train_batches:
+        if learn_alphas:
+            parts.architect.step(*parts.valid_batches.next())
+        loss, logits = weight_step(parts.network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
+        meter.update(loss, logits, target)
+    loss, top1, _ = meter.finish()
+    utils.share_rank0(parts.network, buffers_only=True)                    # batch norm statistics differ between ranks
+    return {"train_loss": loss, "train_acc": top1, "valid_loss": None, "valid_acc": None, "seconds": meter.seconds,
+            "images_per_second": meter.images * utils.world_size() / meter.seconds}
+
+
+def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,
+                scaler: torch.amp.GradScaler | None = None) -> tuple[Tensor, Tensor]:
+    """One update of the weights on a batch (B, 3, H, W), (B,), the alphas fixed -> loss (), logits (B, num_classes)."""
+    scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
+    for alpha in (model.alphas_normal, model.alphas_reduce):
+        alpha.requires_grad_(False)                                        # saves what their gradient would need
+    logits = model(images)
+    loss = F.cross_entropy(logits, target)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    for alpha in (model.alphas_normal, model.alphas_reduce):
+        alpha.requires_grad_(True)
+    weights = optimizer.param_groups[0]["params"]
+    utils.average_gradients(weights)
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(weights, grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+
+def validate(network: Network, dataset: data.DataSet, label: str, args: argparse.Namespace,
+             device: torch.device) -> dict:
+    """Loss and accuracy on the half that trains the alphas, without augmentation (deviation: published with)."""
+    _, (images, target) = data.search_split(dataset, args.train_portion)
+    batches = data.eval_batches(images, target, args.batch_size, dataset, device, utils.rank(), utils.world_size())
+    loss, top1, _ = engine.evaluate(network, batches, label)
+    return {"valid_loss": loss, "valid_acc": top1}
+
+
+def softmax_rows(network: Network) -> tuple[list, list]:
+    """The probabilities of the candidates on each edge of the normal and the reduction cell: (14, K) nested lists."""
+    return tuple(F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
+
+
+def save_epoch(state: dict, record: dict, network: Network, run_dir: Path) -> None:
+    """Log an epoch and write checkpoint.pt, then what follows from it: metrics.jsonl and alphas.npz."""
+    state["epoch"] += 1
+    state["metrics"].append(record)
+    for cell in ("normal", "reduce"):
+        name = f"stage{record['stage']}_{cell}"
+        state["alphas"].setdefault(name, []).append(getattr(network, f"alphas_{cell}").detach().cpu().clone())
+        state["alphas"][f"{name}_candidates"] = state[cell]
+    log.info(json.dumps(record))
+    if utils.rank() == 0:
+        utils.save_checkpoint(run_dir, state)
+        utils.write_metrics(run_dir, state["metrics"])
+        buffer = io.BytesIO()
+        numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in state["alphas"].items()})  # (epochs, 14, K)
+        utils.write_file(run_dir / "alphas.npz", buffer.getvalue())
+
+
+def describe(max_skip: int | None, genotype: Genotype) -> dict:
+    """A row of genotypes.json: a cell and its size at the CIFAR evaluation setting."""
+    with torch.device("meta"):                                             # no need of numbers
+        network = NetworkCIFAR(36, 10, 20, False, genotype)
+    return {"max_skip": max_skip, "skips": count_skips(genotype.normal), "parameters": utils.count_parameters(network),
+            "multiply_adds": utils.count_multiply_adds(network, 32), "genotype": genotype._asdict()}
+
+
+def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, args: argparse.Namespace) -> None:
+    """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
+    rows = (state["normal"], normal_probs, state["reduce"], reduce_probs)
+    genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
+    table = [describe(None, genotype)] + [describe(M, cell) for M, cell in restricted.items()]
+    utils.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
+    chosen = progressive.recommended(genotype, restricted, args.max_skip)
+    genotypes.save(chosen, run_dir / "genotype.json")
+    for row in table:
+        name = "unrestricted" if row["max_skip"] is None else f"M = {row['max_skip']}"
+        log.info(f"{name}: {row['skips']} skip-connects, "
+                 f"{row['parameters'] / 1e6:.2f}M parameters, {row['multiply_adds'] / 1e6:.1f}M multiply-adds")
+    log.info(f"genotype (at most {args.max_skip} skip-connects): {chosen}")
+    hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
+    kind = "GPU" if torch.cuda.is_available() else "CPU"
+    log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
+    where = f"--tmp_data_dir {shlex.quote(args.tmp_data_dir)} " if args.tmp_data_dir else ""
+    log.info(f"train it: python train_cifar.py {where}--dataset {args.dataset} --arch {shlex.quote(str(run_dir))}")
+
+
+if __name__ == "__main__":
+    utils.run(main, parse_args)

@@ -1,4 +1,4 @@
-"""Data sets by name, the search split, augmentation on the device, and the ImageNet pipeline (SPEC sections 2 to 4)."""
+"""Data sets by name, the search's two halves, augmentation on the device, and the ImageNet pipeline."""
 import gzip
 import socket
 from pathlib import Path

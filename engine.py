@@ -94,9 +94,8 @@ def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, 
         network.compile()                                                  # in place: state_dict keys stay
     if utils.world_size() == 1:
         return network, scaler
-    # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient. Batch norm
-    # statistics are shared once an epoch, not at every step.
-    return DistributedDataParallel(network, broadcast_buffers=False, static_graph=True), scaler
+    # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient.
+    return DistributedDataParallel(network, static_graph=True), scaler
 
 
 def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,

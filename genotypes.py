@@ -34,23 +34,24 @@ def load(name_or_path: str) -> Genotype:
         return PUBLISHED[name_or_path]
     if name_or_path.startswith("random:"):
         seed = name_or_path.removeprefix("random:")
-        if not (seed.isascii() and seed.isdigit()):
-            raise ValueError(f"'{name_or_path}': the seed must be a whole number, as in random:0")
+        if not (seed.isascii() and seed.isdigit() and len(seed) < 19):
+            raise ValueError(f"{name_or_path[:60]!r}: the seed must be a whole number, as in random:0")
         return random_genotype(int(seed))
     path = Path(name_or_path)
-    if path.is_dir():
-        path = path / "genotype.json"
-        if not path.exists():
-            raise ValueError(f"'{name_or_path}' holds no genotype.json: name the directory of a finished search")
-    if not path.is_file():
-        upper = {name.upper(): name for name in PUBLISHED}
-        near = difflib.get_close_matches(name_or_path.upper(), upper, n=5, cutoff=0.5)
-        hint = "near names: " + ", ".join(upper[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
-        raise ValueError(f"'{name_or_path}' is neither a published cell nor a file; {hint}")
+    shown = repr(name_or_path[-200:])                                      # one line, whatever it holds
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:                          # not UTF-8, not JSON, or no genotype
-        raise ValueError(f"{path} holds no genotype: {error}") from None
+        if path.is_dir():
+            path = path / "genotype.json"
+            if not path.is_file():
+                raise ValueError("no genotype.json in it, name the directory of a finished search")
+        if path.is_file():
+            return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError, RecursionError) as error:                 # not UTF-8, not JSON, no genotype, ...
+        raise ValueError(f"{shown} holds no genotype: {' '.join(str(error).split())}") from None
+    upper = {name.upper(): name for name in PUBLISHED}
+    near = difflib.get_close_matches(name_or_path.upper(), upper, n=5, cutoff=0.5)
+    hint = "near names: " + ", ".join(upper[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
+    raise ValueError(f"{shown} is neither a published cell nor a file; {hint}")
 
 
 def save(genotype: Genotype, path) -> None:

@@ -104,5 +104,5 @@ def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
     keep_prob = 1.0 - drop_prob
-    mask = torch.empty(x.size(0), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep_prob)
-    return x * (mask / keep_prob)
+    mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob     # bernoulli_ would recompile for each rate
+    return x * (mask / keep_prob).to(x.dtype)

@@ -94,7 +94,7 @@ def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[floa
     for M in range(MOST_SKIPS, -1, -1):
         while count_skips(genotype.normal) > M:
             edge = min(_skip_edges(genotype.normal), key=lambda e: normal_probs[e][normal[e].index("skip_connect")])
-            normal_probs[edge][normal[edge].index("skip_connect")] = 0.0
+            normal_probs[edge][normal[edge].index("skip_connect")] = -1.0  # below any probability, even one of 0
             genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
             restricted[M] = genotype
     return restricted

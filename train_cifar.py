@@ -57,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser = get_args_parser()
     args = utils.parse_args(parser)
     args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
+    args.tmp_data_dir = args.tmp_data_dir or "data"
     if args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
     return args

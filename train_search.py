@@ -73,6 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser = get_args_parser()
     args = utils.parse_args(parser)
     args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
+    args.tmp_data_dir = args.tmp_data_dir or "data"
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]               # deviation: published, no flag means none
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
@@ -108,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
                 "normal": progressive.prune(state["normal"], normal_probs, stage.num_drop),
                 "reduce": progressive.prune(state["reduce"], reduce_probs, stage.num_drop)}
     if utils.rank() == 0:
-        report(state, normal_probs, reduce_probs, run_dir, args)
+        report(state, normal_probs, reduce_probs, run_dir, args, dataset.train_images.size(-1))
 
 
 def search_stage(stage: Stage, state: dict, dataset: data.DataSet, run_dir: Path, args: argparse.Namespace,
@@ -239,7 +240,8 @@ def describe(max_skip: int | None, genotype: Genotype) -> dict:
             "multiply_adds": utils.count_multiply_adds(network, 32), "genotype": genotype._asdict()}
 
 
-def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, args: argparse.Namespace) -> None:
+def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, args: argparse.Namespace,
+           image_size: int) -> None:
     """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
     rows = (state["normal"], normal_probs, state["reduce"], reduce_probs)
     genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
@@ -255,8 +257,9 @@ def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, a
     hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
     kind = "GPU" if torch.cuda.is_available() else "CPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
-    where = f"--tmp_data_dir {shlex.quote(args.tmp_data_dir)} " if args.tmp_data_dir else ""
-    log.info(f"train it: python train_cifar.py {where}--dataset {args.dataset} --arch {shlex.quote(str(run_dir))}")
+    published = " --auxiliary --cutout" if image_size >= 29 else ""        # smaller ones have no room for them
+    log.info(f"train it: python train_cifar.py --tmp_data_dir {shlex.quote(args.tmp_data_dir)} --dataset {args.dataset} "
+             f"--arch {shlex.quote(str(run_dir))}{published}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,11 @@ def set_precision(network: nn.Module, device: torch.device, amp: str) -> torch.a
 def init_distributed(device: torch.device) -> None:
     """Join the other processes where torchrun started this one: tensors on the CPU go by gloo, on GPUs by NCCL."""
     if dist.is_torchelastic_launched():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # A restart under --max-restarts must not find the addresses of the processes before it in the store.
+        store = dist.PrefixStore(f"restart{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def rank() -> int:

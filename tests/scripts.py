@@ -1,0 +1,121 @@
+"""Run the scripts as a person runs them: processes of their own, with one thread, judged by what they leave behind.
+
+A script takes seconds to import torch, and the tests run dozens. So `start` and `run` fork them from a server that has
+imported it; `run_fresh` starts an interpreter, as a shell does.
+"""
+import json
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ("seconds", "images_per_second", "peak_memory_mb")              # what no two runs have in common
+os.environ["OMP_NUM_THREADS"] = "1"                                        # before the server starts
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["train_search", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"])
+
+
+class Outcome(NamedTuple):
+    """How a script ended: exit status (or minus the signal that killed it) and what it printed."""
+    code: int
+    out: str
+    err: str
+
+
+class Script:
+    """A running script; `pid` is its process."""
+
+    def __init__(self, script, *options, cwd=None, env=None):
+        self.folder = tempfile.TemporaryDirectory()
+        argv = [str(ROOT / script), *map(str, options)]
+        self.process = processes.Process(target=_become, args=(argv, self.folder.name, str(cwd or ROOT), env or {}))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def running(self) -> bool:
+        return self.process.is_alive()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 100) -> Outcome:
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running after {timeout} s: {self.output('err')}"
+        with self.folder:
+            return Outcome(self.process.exitcode, self.output("out"), self.output("err"))
+
+    def output(self, name: str) -> str:
+        path = Path(self.folder.name, name)
+        return path.read_text() if path.exists() else ""
+
+    def wait_until(self, condition, timeout: float = 100) -> None:
+        """Poll a condition while the script runs."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.running() and time.monotonic() < end, f"it never came so far: {self.wait()}"
+            time.sleep(0.002)
+
+
+def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
+    """In the new process: be `python argv...` in `cwd`, printing to files."""
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def start(script, *options, cwd=None, env=None) -> Script:
+    """Start `script` (a name in the repository, or a path) with these options."""
+    return Script(script, *options, cwd=cwd, env=env)
+
+
+def run(script, *options, cwd=None, env=None, timeout: float = 100) -> Outcome:
+    """The same to its end."""
+    return start(script, *options, cwd=cwd, env=env).wait(timeout)
+
+
+def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
+    """`python script options...` in an interpreter of its own."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, options)], cwd=cwd or ROOT, timeout=timeout,
+                          capture_output=True, text=True)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def the_run(save) -> Path:
+    """The only run directory in SAVE."""
+    run_dir, = Path(save).iterdir()
+    return run_dir
+
+
+def metrics(run_dir) -> list[dict]:
+    """The objects of metrics.jsonl, without what is measured anew in every run."""
+    records = [json.loads(line) for line in Path(run_dir, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def epochs_done(run_dir) -> int:
+    """The number of lines of metrics.jsonl."""
+    path = Path(run_dir, "metrics.jsonl")
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def snapshot(folder) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def error_line(outcome: Outcome, code: int) -> str:
+    """The one line in which a script said why it ended with exit status `code`; fails on a traceback."""
+    assert outcome.code == code, outcome
+    assert "Traceback" not in outcome.out + outcome.err, outcome.err
+    line, = [line for line in (outcome.out + outcome.err).splitlines() if "error: " in line]
+    assert outcome.err.endswith(line + "\n"), outcome.err
+    return line

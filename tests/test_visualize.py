@@ -1,0 +1,247 @@
+"""Pictures: every gene can be read, an operation looks the same everywhere, and a report needs nothing but itself."""
+import base64
+import json
+import re
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+import genotypes
+import utils
+import visualize
+from genotypes import OPERATIONS, PRIMITIVES
+
+ROOT = Path(__file__).parent.parent
+NOTE = "a<b>&'c"                                                           # a note that HTML and the shell must escape
+FOUND = genotypes.load("random:3")
+
+
+def write_run(run_dir: Path, args: dict, metrics: list[dict]) -> Path:
+    """A run directory as open_run_dir and write_metrics leave it."""
+    run_dir.mkdir()
+    record = {"args": args, "command": shlex.join(["python", "train.py", "--note", NOTE]), "device": "NVIDIA H100",
+              "processes": 2, "git": None, "versions": {"python": "3.11.7", "torch": "2.14.1"}}
+    (run_dir / "args.json").write_text(json.dumps(record))
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    return run_dir
+
+
+def write_search(run_dir: Path, epochs: list[int], finished: bool = True, **options) -> Path:
+    """A search of 4 epochs a stage that has done these many in each."""
+    metrics, alphas, rng = [], {}, numpy.random.default_rng(0)
+    for stage, (done, K) in enumerate(zip(epochs, (8, 5, 3)), 1):
+        metrics += [{"stage": stage, "epoch": epoch, "lr": 0.1, "skip_dropout": 0.1, "train_loss": 2.0, "seconds": 1.0,
+                     "train_acc": 30.0, "valid_loss": 2.5 if epoch else None, "valid_acc": 20.0 if epoch else None,
+                     "skips": 2} for epoch in range(done)]
+        for cell in ("normal", "reduce"):
+            alphas[f"stage{stage}_{cell}"] = rng.normal(size=(done, 14, K)).astype("float32")
+            alphas[f"stage{stage}_{cell}_candidates"] = numpy.array([PRIMITIVES[8 - K:]] * 14)
+    args = {"dataset": "digits", "epochs": 4, "max_skip": 2, "tmp_data_dir": None, "image_size": None} | options
+    write_run(run_dir, args, metrics)
+    numpy.savez(run_dir / "alphas.npz", **alphas)
+    if finished:
+        genotypes.save(FOUND, run_dir / "genotype.json")
+        sizes = {"skips": 1, "parameters": 3433798, "multiply_adds": 532200000}
+        rows = [{"max_skip": M, "genotype": cell._asdict()} | sizes
+                for M, cell in ((None, genotypes.load("DARTS_V2")), (3, genotypes.load("PDARTS")), (2, FOUND))]
+        (run_dir / "genotypes.json").write_text(json.dumps(rows))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory) -> Path:
+    """A finished search, drawn."""
+    run_dir = write_search(tmp_path_factory.mktemp("runs") / f"search-{NOTE}", [4, 4, 4])
+    visualize.draw_run(run_dir)
+    return run_dir
+
+
+def texts(svg: Path) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def edge_colors(svg: Path) -> set[str]:
+    """The colours of all strokes in a picture."""
+    return set(re.findall(r"stroke: (#[0-9a-f]{6})", svg.read_text()))
+
+
+class Reader(HTMLParser):
+    """Checks that tags are closed in order and keeps texts, tags and attributes."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.attributes, self.text, self.tags = [], [], "", []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# ---- cells
+
+@pytest.mark.parametrize("name", ["PDARTS", "DARTS_V2", "NASNet", "AmoebaNet"])
+def test_a_cell_shows_every_gene_once(name, tmp_path):
+    genotype = genotypes.load(name)
+    visualize.draw_genotype(genotype, tmp_path, name)
+    for cell in ("normal", "reduce"):
+        genes = getattr(genotype, cell)
+        shown = texts(tmp_path / f"{name}-{cell}.svg")
+        assert sorted(text for text in shown if text in OPERATIONS) == sorted(op for op, _ in genes)
+        assert set(map(str, range(len(genes) // 2))) <= set(shown)
+        assert {visualize.COLORS[op].lower() for op, _ in genes} <= edge_colors(tmp_path / f"{name}-{cell}.svg")
+        with Image.open(tmp_path / f"{name}-{cell}.png") as image:
+            image.verify()
+
+
+@pytest.mark.parametrize("name", genotypes.PUBLISHED)
+def test_no_two_boxes_of_a_cell_overlap(name):
+    genotype = genotypes.load(name)
+    for cell in ("normal", "reduce"):
+        edges = visualize.trace_edges(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
+        places = visualize.arrange(edges)
+        boxes = [(point[0], y) for point, y in places.items() if point[1] != "bend"]
+        assert all(abs(y - other) > 0.25 for i, (column, y) in enumerate(boxes)
+                   for column_other, other in boxes[:i] if column == column_other)
+        for _, points in edges:                                            # left to right, a column at a time
+            assert [point[0] for point in points] == list(range(points[0][0], points[-1][0] + 1))
+        assert places[0, "state", 0] > places[0, "state", 1]
+
+
+def test_each_operation_has_one_color_and_skips_are_dashed(tmp_path):
+    assert set(visualize.COLORS) == {"none", *OPERATIONS}
+    assert len(set(visualize.COLORS.values())) == len(visualize.COLORS)
+    genes = [("skip_connect", 0), ("sep_conv_3x3", 1)]
+    visualize.draw_genotype(genotypes.Genotype(genes, [2], genes[1:] * 2, [2]), tmp_path, "x")
+    for svg, dashed in ((tmp_path / "x-normal.svg", True), (tmp_path / "x-reduce.svg", False)):
+        styles = re.findall(r'style="([^"]*stroke:[^"]*)"', svg.read_text())
+        assert any("dasharray" in style for style in styles) == dashed
+        assert all("#000000" in style for style in styles if "dasharray" in style)
+
+
+def test_the_same_cell_gives_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        visualize.draw_genotype(FOUND, tmp_path / folder, "x")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+# ---- runs
+
+def test_a_search_is_drawn_with_all_its_edges(search):
+    for name in ("cell-normal", "cell-reduce", "curves", "alphas-normal", "alphas-reduce"):
+        ElementTree.parse(search / "pictures" / f"{name}.svg")
+        with Image.open(search / "pictures" / f"{name}.png") as image:
+            image.verify()
+    for cell in ("normal", "reduce"):
+        svg = search / "pictures" / f"alphas-{cell}.svg"
+        assert sum("→" in text for text in texts(svg)) == 14
+        assert set(PRIMITIVES) <= set(texts(svg))
+        assert {visualize.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
+    assert {"loss", "accuracy (%)", "entropy", "skip dropout", "stage 1", "stage 2", "stage 3"} <= set(
+        texts(search / "pictures" / "curves.svg"))
+
+
+def test_a_report_needs_nothing_else_and_escapes_what_people_wrote(search):
+    page = (search / "report.html").read_text()
+    reader = Reader(page)
+    links = [value for name, value in reader.attributes if name in ("src", "href")]
+    assert len(links) == 5 and all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    assert "http" not in reader.text and not {"script", "link", "b"} & set(reader.tags)
+    for link in links:
+        ElementTree.fromstring(base64.b64decode(link.split(",")[1]))
+    assert "<b>" not in page and search.name in reader.text
+    assert shlex.join(["python", "train.py", "--note", NOTE]) in reader.text
+    for text in ("2 x NVIDIA H100", "torch 2.14.1", "3.43 M", "532.2 M", "finished", "@inproceedings{", "1904.12760"):
+        assert text in reader.text
+
+
+def test_the_commands_of_a_report_name_the_cells_of_its_table(search):
+    text = Reader((search / "report.html").read_text()).text
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("python train_cifar.py")]
+    cells = [genotypes.load(words[words.index("--arch") + 1]) for words in commands]
+    assert cells == [genotypes.load("DARTS_V2"), genotypes.load("PDARTS"), FOUND]
+    assert all(words[2:4] == ["--dataset", "digits"] and "--auxiliary" not in words for words in commands)
+
+
+def test_cifar_is_trained_as_in_the_paper():
+    args = {"dataset": "cifar10", "tmp_data_dir": "my data", "image_size": None}
+    command = visualize.train_command(Path("run"), args)
+    assert command.endswith("--arch run --tmp_data_dir 'my data' --auxiliary --cutout")
+    assert "--auxiliary" not in visualize.train_command(Path("run"), args | {"image_size": 16})
+
+
+@pytest.mark.parametrize("epochs, text", [([], "no epoch finished yet"),
+                                          ([4, 2], "unfinished: stage 2, epoch 2 of 4")])
+def test_an_unfinished_search_is_drawn_too(epochs, text, tmp_path):
+    run_dir = write_search(tmp_path / "search", epochs, finished=False)
+    page = visualize.draw_run(run_dir, tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html" and text in page.read_text()
+    assert (tmp_path / "out" / "pictures" / "curves.svg").exists() == bool(epochs)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["alphas.npz", "args.json", "metrics.jsonl"]
+
+
+def test_an_evaluation_marks_its_last_and_best_epoch(tmp_path):
+    metrics = [{"epoch": epoch, "lr": 0.1, "drop_path_prob": 0.0, "train_loss": 1.0, "train_acc": 50.0, "seconds": 1.0,
+                "test_loss": 1.0, "test_acc": accuracy} for epoch, accuracy in enumerate((70.0, 91.25, 88.5))]
+    run_dir = write_run(tmp_path / "eval", {"dataset": "digits", "arch": "PDARTS", "epochs": 3}, metrics)
+    genotypes.save(genotypes.load("PDARTS"), run_dir / "genotype.json")
+    text = Reader(visualize.draw_run(run_dir).read_text()).text
+    assert "finished; test accuracy last 88.50 %, best 91.25 %" in text
+    assert {"best 91.25", "last 88.50"} <= set(texts(run_dir / "pictures" / "curves.svg"))
+
+
+def test_stages_are_joined_and_probabilities_are_softmaxes():
+    alphas = {"stage1_normal": numpy.zeros((2, 14, 8)), "stage1_normal_candidates": numpy.array([PRIMITIVES] * 14),
+              "stage2_normal": numpy.log(numpy.full((3, 14, 5), [1, 2, 3, 4, 10])),
+              "stage2_normal_candidates": numpy.array([PRIMITIVES[3:]] * 14)}
+    (x1, p1, _), (x2, p2, candidates) = visualize.read_stages(alphas, "normal")
+    assert x1.tolist() == [1, 2] and x2.tolist() == [3, 4, 5] and candidates == [PRIMITIVES[3:]] * 14
+    assert numpy.allclose(p1, 1 / 8) and numpy.allclose(p2, [0.05, 0.1, 0.15, 0.2, 0.5])
+
+
+# ---- command line
+
+def test_the_command_draws_a_published_cell_where_it_is_told(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "visualize.py", "PDARTS", "--out", "pictures"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "pictures/PDARTS-normal.svg" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "PDARTS-normal.png", "PDARTS-normal.svg", "PDARTS-reduce.png", "PDARTS-reduce.svg"]
+
+
+@pytest.mark.parametrize("words, status, text", [
+    (["PDRTS"], 1, "near names: PDARTS"), (["."], 1, "genotype.json"), ([], 2, "required"),
+    (["PDARTS", "--ot", "x"], 2, "did you mean --out")])
+def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *words])
+    monkeypatch.setattr(utils.log, "handlers", [])
+    with pytest.raises(SystemExit) as exit:
+        utils.run(visualize.main, visualize.parse_args)
+    lines = capsys.readouterr().err.splitlines()
+    assert exit.value.code == status and len(lines) == 1 and text in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"args": 3}'])
+def test_a_directory_without_a_readable_record_is_no_run(content, tmp_path):
+    (tmp_path / "args.json").write_text(content)
+    with pytest.raises(ValueError, match="is no run"):
+        visualize.draw_run(tmp_path)

@@ -1,0 +1,507 @@
+"""Draw a cell, or all that a run has measured: pictures as PNG and SVG, and for a run report.html with everything.
+
+    python visualize.py RUN_DIR | NAME | genotype.json [--out DIR]
+The training scripts do this themselves, at the end of each stage and of the run. A run's pictures are in
+RUN_DIR/pictures/, those of a genotype in the current directory; --out DIR puts either elsewhere.
+"""
+import argparse
+import base64
+import html
+import io
+import json
+import random
+import shlex
+from pathlib import Path
+
+import numpy
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import BoxStyle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path as Curve
+
+import genotypes
+import utils
+from genotypes import Genotype
+from utils import log
+
+COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, which colour-blind readers can tell apart
+    "none": "#A6A6A6", "skip_connect": "#000000", "max_pool_3x3": "#D55E00", "avg_pool_3x3": "#E69F00",
+    "sep_conv_3x3": "#56B4E9", "sep_conv_5x5": "#0072B2", "sep_conv_7x7": "#1B2A6B",
+    "dil_conv_3x3": "#CC79A7", "dil_conv_5x5": "#882255", "conv_7x1_1x7": "#009E73",
+}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7,
+         "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
+         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
+CURVES = ["#0072B2", "#D55E00"]                                            # of the same palette
+CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
+CITATION = """\
+@inproceedings{chen2019progressive,
+  title     = {Progressive Differentiable Architecture Search: Bridging the Depth Gap between Search and Evaluation},
+  author    = {Chen, Xin and Xie, Lingxi and Wu, Jun and Tian, Qi},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2019},
+  note      = {arXiv:1904.12760}
+}"""
+
+
+# ---- a cell: a layered drawing, in which operations stand in columns of their own and so never overlap
+
+SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}                         # height to keep free, in inches
+COLUMN, LABEL = 0.95, 0.86                                                 # width of a column and a label, in inches
+
+
+def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
+    """A cell's edges as (operation or None, points): from the source state over bends to the label and the target.
+
+    A point is (column, kind, which). States stand in even columns, labels before their target; every column between
+    gets a bend, so that each step of an edge leads to the next column.
+    """
+    depth = [0, 0]                                                         # the longest way from an input to each state
+    for (_, a), (_, b) in zip(genes[::2], genes[1::2]):
+        depth.append(1 + max(depth[a], depth[b]))
+    edges = []
+    for i, (op, source) in enumerate(genes):
+        start, end = 2 * depth[source], 2 * depth[2 + i // 2]
+        bends = [(column, "bend", i) for column in range(start + 1, end - 1)]
+        edges.append((op, [(start, "state", source), *bends, (end - 1, "label", i), (end, "state", 2 + i // 2)]))
+    for source in concat:
+        start, end = 2 * depth[source], 2 * max(depth) + 1
+        bends = [(column, "bend", -source) for column in range(start + 1, end)]
+        edges.append((None, [(start, "state", source), *bends, (end, "state", len(depth))]))
+    return edges
+
+
+def arrange(edges: list) -> dict[tuple, float]:
+    """The height of each point: the best of several random starts, c_{k-2} above c_{k-1}."""
+    columns, neighbours, rng = {}, {}, random.Random(0)
+    for _, points in edges:
+        for a, b in zip(points, points[1:]):
+            neighbours.setdefault(a, []).append(b)
+            neighbours.setdefault(b, []).append(a)
+    for state in range(2):
+        neighbours.setdefault((0, "state", state), [])                     # a cell needn't use both its inputs
+    for point in neighbours:
+        columns.setdefault(point[0], []).append(point)
+    best, lowest = {}, float("inf")
+    for _ in range(40):
+        y = {point: rng.uniform(-1, 1) for point in neighbours}
+        for sweep in range(24):
+            for column in sorted(columns, reverse=sweep % 2):
+                settle(columns[column], neighbours, y)
+        cost = disorder(edges, y)
+        if cost < lowest:
+            best, lowest = y, cost
+    flip = best[0, "state", 0] < best[0, "state", 1]
+    return {point: -height if flip else height for point, height in best.items()}
+
+
+def settle(column: list, neighbours: dict, y: dict) -> None:
+    """Move a column's points towards their neighbours, keeping the distance that their sizes need."""
+    def wish(point):
+        weights = [4 if "bend" in (point[1], other[1]) else 1 for other in neighbours[point]]  # long edges are straight
+        total = sum(weight * y[other] for weight, other in zip(weights, neighbours[point]))
+        return total / sum(weights) if weights else y[point]
+
+    wishes = {point: wish(point) for point in column}
+    order = sorted(column, key=wishes.get)
+    for below, point in zip([None, *order], order):
+        y[point] = wishes[point]
+        if below:
+            y[point] = max(y[point], y[below] + (SIZE[below[1]] + SIZE[point[1]]) / 2)
+    shift = sum(wishes[point] - y[point] for point in column) / len(column)
+    for point in column:
+        y[point] += shift
+
+
+def disorder(edges: list, y: dict) -> float:
+    """What makes a drawing hard to read: crossings and long ways up and down."""
+    steps = [(a, b) for _, points in edges for a, b in zip(points, points[1:])]
+    crossings = sum(a[0] == c[0] and (y[a] - y[c]) * (y[b] - y[d]) < 0
+                    for i, (a, b) in enumerate(steps) for c, d in steps[:i])
+    return crossings + sum((y[a] - y[b]) ** 2 for a, b in steps)
+
+
+def draw_cell(genes: list, concat: list) -> Figure:
+    """A cell's graph, from c_{k-2} and c_{k-1} on the left to c_{k} on the right; skip-connects are dashed."""
+    edges = trace_edges(genes, concat)
+    y = arrange(edges)
+    low, high = min(y.values()) - 0.25, max(y.values()) + 0.25
+    width = COLUMN * max(column for column, _, _ in y) + 0.8
+    figure = Figure((width, high - low))
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(-0.4, width - 0.4), ylim=(low, high))
+    ax.axis("off")
+    for op, points in edges:
+        if op:
+            draw_box(ax, COLUMN * points[-2][0], y[points[-2]], LABEL, 0.22, op, edgecolor=COLORS[op],
+                     facecolor=tint(COLORS[op]), linestyle=line_style(op))
+        start, end = 0.25 if points[0][2] < 2 else 0.15, 0.16 if op else 0.26  # from border to border
+        way = [(COLUMN * points[0][0] + start, y[points[0]])]
+        for point in points[1:-1]:                                         # level in a column of labels: touches none
+            half = LABEL / 2 if point[0] % 2 else 0
+            way += [(COLUMN * point[0] + dx, y[point]) for dx in sorted({-half, half})]
+        draw_edge(ax, op, [*way, (COLUMN * points[-1][0] - end, y[points[-1]])])
+    names = ["$c_{k-2}$", "$c_{k-1}$", *map(str, range(len(genes) // 2)), "$c_{k}$"]
+    for column, kind, state in y:
+        if kind == "state":
+            outside = state < 2 or state == len(names) - 1
+            draw_box(ax, COLUMN * column, y[column, kind, state], 0.5 if outside else 0.3, 0.3, names[state],
+                     fontsize=10, edgecolor="#404040", facecolor="#E8E8E8" if outside else "white")
+    return figure
+
+
+def draw_edge(ax, op: str | None, points: list[tuple[float, float]]) -> None:
+    """A smooth line through the points [(x, y), ...], an arrow at its end."""
+    slopes = [0.0] * len(points)
+    for i in range(1, len(points) - 1):
+        (x0, y0), (_, y1), (x2, y2) = points[i - 1:i + 2]
+        slopes[i] = (y2 - y0) / (x2 - x0) if (y1 - y0) * (y2 - y1) > 0 else 0.0  # on its way up or down, go on
+    vertices, codes = [points[0]], [Curve.MOVETO]
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(points, points[1:])):
+        reach = 0.45 * (x1 - x0)
+        vertices += [(x0 + reach, y0 + reach * slopes[i]), (x1 - reach, y1 - reach * slopes[i + 1]), (x1, y1)]
+        codes += [Curve.CURVE4] * 3
+    ax.add_patch(FancyArrowPatch(
+        path=Curve(vertices, codes), arrowstyle="-|>", mutation_scale=7, linewidth=1.3 if op else 0.8, capstyle="butt",
+        color=COLORS[op] if op else "#8C8C8C", linestyle=line_style(op), fill=False, zorder=1))
+
+
+def draw_box(ax, x: float, y: float, width: float, height: float, text: str, fontsize: float = 8, **style) -> None:
+    """A rounded box around (x, y) with a text in it."""
+    shape = BoxStyle("round", pad=0, rounding_size=height / 2)
+    ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, shape, linewidth=1, zorder=2, **style))
+    ax.text(x, y, text, fontsize=fontsize, ha="center", va="center_baseline", zorder=3)
+
+
+def line_style(op: str | None):
+    """Skip-connects are dashed in every picture."""
+    return (0, (3, 1.5)) if op == "skip_connect" else "-"
+
+
+def tint(color: str) -> tuple:
+    """The colour, almost white, for what a text stands on."""
+    return tuple(1 - 0.14 * (1 - int(color[i:i + 2], 16) / 255) for i in (1, 3, 5))
+
+
+# ---- a run: alphas and curves over the epochs of all its stages
+
+def softmax(alphas: numpy.ndarray) -> numpy.ndarray:
+    """The candidates' probabilities: (..., K) -> (..., K)."""
+    exp = numpy.exp(alphas - alphas.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+def read_stages(alphas: dict, cell: str) -> list[tuple[numpy.ndarray, numpy.ndarray, list]]:
+    """A cell's stages so far: (epochs x (E,), probabilities (E, 14, K), the 14 edges' candidates)."""
+    stages, start = [], 0
+    for name in sorted(name for name in alphas if name.endswith(f"_{cell}")):
+        probs = softmax(alphas[name])                                      # (E, 14, K)
+        stages.append((start + 1 + numpy.arange(len(probs)), probs, alphas[f"{name}_candidates"].tolist()))
+        start += len(probs)
+    return stages
+
+
+def draw_alphas(stages: list, genes: list) -> Figure:
+    """Each edge's candidates over the epochs: row = node, column = source; a cross where one is dropped.
+
+    genes: those of the cell that was found, to mark; empty if there is none yet.
+    """
+    figure = Figure((7.2, 5.0))
+    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.085, top=0.955, wspace=0.12, hspace=0.4)
+    axes = figure.subplots(4, 5, sharex=True, sharey=True)
+    chosen = {(i // 2, source): op for i, (op, source) in enumerate(genes)}
+    edge = 0
+    for node, row in enumerate(axes):
+        for source, ax in enumerate(row):
+            if source > 1 + node:
+                ax.axis("off")
+                continue
+            draw_edge_alphas(ax, stages, edge, chosen.get((node, source)))
+            name = ("$c_{k-2}$", "$c_{k-1}$", "0", "1", "2")[source]
+            ax.set_title(f"{name} $\\rightarrow$ {node}", pad=3)
+            edge += 1
+    figure.supxlabel("epoch", fontsize=8)
+    figure.supylabel("probability", fontsize=8)
+    lines = [Line2D([], [], color=COLORS[op], linestyle=line_style(op), label=op) for op in genotypes.PRIMITIVES]
+    lines += [Line2D([], [], color="#404040", linestyle="", marker=marker, markersize=4, label=label)
+              for marker, label in (("x", "dropped"), ("o", "in the genotype"))]
+    axes[0, 4].legend(handles=lines, loc="upper right", ncols=2)
+    return figure
+
+
+def draw_edge_alphas(ax, stages: list, edge: int, chosen: str | None) -> None:
+    """One edge's panel; `chosen` is the operation that the genotype has there."""
+    for i, (x, probs, candidates) in enumerate(stages):
+        later = stages[i + 1][2][edge] if i + 1 < len(stages) else candidates[edge]
+        for k, op in enumerate(candidates[edge]):
+            p = probs[:, edge, k]
+            ax.plot(x, p, color=COLORS[op], linestyle=line_style(op), linewidth=1)
+            if op not in later:
+                ax.plot(x[-1], p[-1], "x", color=COLORS[op], markersize=4)
+            elif op == chosen and x is stages[-1][0]:
+                ax.plot(x[-1], p[-1], "o", color=COLORS[op], markersize=4)
+    mark_stages(ax, [x[0] for x, _, _ in stages])
+
+
+def mark_stages(ax, starts: list, named: bool = False) -> None:
+    """A dotted line between stages, the first epochs of which are given; their names on top if asked."""
+    for i, start in enumerate(starts):
+        if i:
+            ax.axvline(start - 0.5, color="#8C8C8C", linestyle=":", linewidth=0.8, zorder=0)
+        if named:
+            ax.text(start, 1.02, f"stage {i + 1}", color="#606060", fontsize=7, transform=ax.get_xaxis_transform())
+
+
+def draw_search(metrics: list[dict], alphas: dict) -> Figure:
+    """A search's loss, accuracy, entropy of the choices, skip-connects, skip dropout and learning rate."""
+    figure = Figure((7.2, 3.8))
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.105, top=0.89, wspace=0.26, hspace=0.25)
+    axes = figure.subplots(2, 3, sharex=True)
+    starts = [i + 1 for i, record in enumerate(metrics) if not i or record["stage"] > metrics[i - 1]["stage"]]
+    panels = [("loss", {"train_loss": "training", "valid_loss": "validation"}),
+              ("accuracy (%)", {"train_acc": "training", "valid_acc": "validation"}),
+              ("entropy", {}), ("skip-connects, normal cell", {"skips": None}),
+              ("skip dropout", {"skip_dropout": None}), ("learning rate", {"lr": None})]
+    for ax, (title, curves) in zip(axes.flat, panels):
+        for color, (key, label) in zip(CURVES, curves.items()):
+            draw_curve(ax, metrics, key, starts, color=color, label=label)
+        if title == "entropy":
+            draw_entropy(ax, alphas)
+        ax.set_title(title, loc="left", pad=14 if ax in axes[0] else 6)
+        mark_stages(ax, starts, named=ax in axes[0])
+    axes[1, 0].yaxis.get_major_locator().set_params(integer=True)
+    for above, below in axes.T:
+        above.legend(loc="lower right", bbox_to_anchor=(1.05, 1.06), ncols=2, handlelength=0.8,
+                     handletextpad=0.4, columnspacing=0.8)
+        below.set_ylim(bottom=0)
+        below.set_xlabel("epoch")
+    return figure
+
+
+def draw_curve(ax, metrics: list[dict], key: str, starts: list, **style) -> None:
+    """What the records hold under `key` over the epochs, with a gap between stages; not every epoch need have it."""
+    values = numpy.array([record[key] for record in metrics], float)       # None becomes nan
+    for start, end in zip(starts, [*starts[1:], len(values) + 1]):
+        x, y = numpy.arange(start, end), values[start - 1:end - 1]
+        x, y = x[~numpy.isnan(y)], y[~numpy.isnan(y)]
+        ax.plot(x, y, marker=".", markersize=3, clip_on=False, **style)
+        style["label"] = None                                              # one line in the legend
+
+
+def draw_entropy(ax, alphas: dict) -> None:
+    """The entropy of an edge's choice, 1 where all candidates are alike: mean and range over a cell's 14 edges."""
+    for color, (cell, name) in zip(CURVES, CELLS.items()):
+        for i, (x, p, _) in enumerate(read_stages(alphas, cell)):
+            entropy = -(p * numpy.log(p)).sum(-1) / numpy.log(p.shape[-1])  # (E, 14)
+            ax.plot(x, entropy.mean(1), color=color, marker=".", markersize=3, label=None if i else name.split()[0])
+            ax.fill_between(x, entropy.min(1), entropy.max(1), color=color, alpha=0.15, linewidth=0)
+
+
+def draw_training(metrics: list[dict]) -> Figure:
+    """An evaluation run's loss, accuracy (last and best marked), learning rate and drop path."""
+    figure = Figure((7.2, 2.3))
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.17, top=0.91, wspace=0.22)
+    axes = figure.subplots(1, 3)
+    for color, part, name in zip(CURVES, ("train", "test"), ("training", "test")):
+        draw_curve(axes[0], metrics, f"{part}_loss", [1], color=color, label=name)
+        draw_curve(axes[1], metrics, f"{part}_acc", [1], color=color, label=name)
+    accuracy = [record["test_acc"] for record in metrics]
+    for marker, name, i in (("*", "best", accuracy.index(max(accuracy))), ("s", "last", len(accuracy) - 1)):
+        axes[1].plot(i + 1, accuracy[i], marker, color="#404040", markersize=7 if marker == "*" else 4, zorder=3,
+                     fillstyle="none", label=f"{name} {accuracy[i]:.2f}")
+    for color, key, name in zip(CURVES, ("lr", "drop_path_prob"), ("learning rate", "drop path")):
+        scale = max(record[key] for record in metrics)
+        draw_curve(axes[2], [{key: record[key] / (scale or 1)} for record in metrics], key, [1], color=color,
+                   label=f"{name} / {scale:.3g}")
+    axes[2].set(ylim=(-0.03, 1.5), yticks=(0, 0.5, 1))                     # room for the legend
+    for ax, title in zip(axes, ("loss", "accuracy (%)", "schedule, share of its maximum")):
+        ax.set_title(title, loc="left")
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
+    return figure
+
+
+# ---- files
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as path.png and path.svg, the same bytes for the same figure."""
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        utils.write_file(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
+
+
+@rc_context(STYLE)
+def draw_genotype(genotype: Genotype, out: Path, name: str) -> dict[str, Path]:
+    """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> caption: path of each SVG."""
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in CELLS:
+        save_picture(draw_cell(getattr(genotype, cell), getattr(genotype, f"{cell}_concat")), out / f"{name}-{cell}")
+    return {title.capitalize(): out / f"{name}-{cell}.svg" for cell, title in CELLS.items()}
+
+
+@rc_context(STYLE)
+def draw_run(run_dir, out=None) -> Path:
+    """Draw what there is of a run, finished or not, in out/pictures/ and out/report.html -> the path of the report.
+
+    out: the run directory where left out. Raises ValueError where run_dir is no run, OSError where it can't write.
+    """
+    run_dir, out = Path(run_dir), Path(out or run_dir)
+    record, metrics = read_run(run_dir)
+    pictures, folder = {}, out / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
+    if genotype:
+        pictures |= draw_genotype(genotype, folder, "cell")
+    if metrics and is_search(record):
+        with numpy.load(run_dir / "alphas.npz") as file:
+            alphas = dict(file)
+        save_picture(draw_search(metrics, alphas), folder / "curves")
+        pictures["The search; entropy in units of log K: mean and range over a cell's edges"] = folder / "curves.svg"
+        for cell, title in CELLS.items():
+            genes = getattr(genotype, cell) if genotype else []
+            save_picture(draw_alphas(read_stages(alphas, cell), genes), folder / f"alphas-{cell}")
+            pictures[f"Candidates on the edges of the {title}"] = folder / f"alphas-{cell}.svg"
+    elif metrics:
+        save_picture(draw_training(metrics), folder / "curves")
+        pictures["Training"] = folder / "curves.svg"
+    utils.write_file(out / "report.html", report(run_dir, out, record, metrics, pictures).encode())
+    return out / "report.html"
+
+
+def read_run(run_dir: Path) -> tuple[dict, list[dict]]:
+    """A run's args.json and the lines of its metrics.jsonl, none before the first epoch. Raises ValueError."""
+    try:
+        record, path = json.loads((run_dir / "args.json").read_text()), run_dir / "metrics.jsonl"
+        metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return record | {"args": dict(record["args"])}, metrics
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{run_dir} is no run (no readable args.json and metrics.jsonl)") from None
+
+
+def is_search(record: dict) -> bool:
+    """Whether args.json is a search's; evaluations are given a cell."""
+    return "arch" not in record["args"]
+
+
+# ---- the report
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; line-height: 1.4; }}
+h1, pre, td {{ overflow-wrap: anywhere; }}
+pre {{ background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; }}
+figure {{ margin: 1.5em 0; }}
+figure img {{ max-width: 100%; }}
+figcaption {{ color: #555; }}
+table {{ border-collapse: collapse; }}
+th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px solid #ddd; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def report(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: dict[str, Path]) -> str:
+    """The run as one HTML page that needs nothing else: pictures are inside, user text is escaped."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    facts = [("state", progress(record, metrics)), ("device", f"{record['processes']} x {record['device']}"),
+             ("versions", versions), ("source", record["git"] or "unknown"),
+             ("time", f"{sum(row['seconds'] for row in metrics) / 3600:.2f} hours")]
+    body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
+    if (run_dir / "genotypes.json").exists():
+        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
+    body.append("<h2>Pictures</h2>")
+    for caption, path in pictures.items():
+        data = base64.b64encode(path.read_bytes()).decode()
+        body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
+                    f"<figcaption>{html.escape(caption)}</figcaption></figure>")
+    body += ["<h2>Citation</h2>", code(CITATION)]
+    return PAGE.format(title=html.escape(run_dir.resolve().name), body="\n".join(body))
+
+
+def progress(record: dict, metrics: list[dict]) -> str:
+    """How far a run is, and for an evaluation what it has reached."""
+    if not metrics:
+        return "no epoch finished yet"
+    last, epochs = metrics[-1], record["args"]["epochs"]
+    done = last["epoch"] + 1 == epochs and last.get("stage", 3) == 3
+    stage = f"stage {last['stage']}, " if is_search(record) else ""
+    state = "finished" if done else f"unfinished: {stage}epoch {last['epoch'] + 1} of {epochs}"
+    if is_search(record):
+        return state
+    return f"{state}; test accuracy last {last['test_acc']:.2f} %, best {max(row['test_acc'] for row in metrics):.2f} %"
+
+
+def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
+    """The genotypes that a search found, as HTML; writes those that aren't recommended to out, to be trained too."""
+    chosen, rows, commands = genotypes.load(str(run_dir)), [], []
+    for row in json.loads((run_dir / "genotypes.json").read_text()):
+        genotype, limit = genotypes.parse(row["genotype"]), row["max_skip"]
+        name, path = "no limit" if limit is None else f"M = {limit}", run_dir
+        if genotype == chosen:
+            name += " (recommended)"
+        else:
+            path = out / ("genotype_unrestricted.json" if limit is None else f"genotype_M{limit}.json")
+            genotypes.save(genotype, path)
+        rows.append((name, row["skips"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.1f} M"))
+        commands.append(f"# {name}\n{train_command(path, args)}")
+    head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
+    return [table(rows, head), "<p>Sizes with 36 channels and 20 cells, on CIFAR-10. To train each:</p>",
+            code("\n".join(commands)), "<p>Recommended:</p>", code(str(chosen))]
+
+
+def train_command(arch: Path, args: dict) -> str:
+    """The command that trains a cell on the search's data set; the auxiliary head needs images of 29x29 or more."""
+    words = ["python", "train_cifar.py", "--dataset", args["dataset"], "--arch", str(arch)]
+    for name in ("tmp_data_dir", "image_size"):
+        if args[name]:
+            words += [f"--{name}", str(args[name])]
+    if args["dataset"].startswith("cifar") and (args["image_size"] or 32) >= 29:
+        words += ["--auxiliary", "--cutout"]
+    return shlex.join(words)
+
+
+def code(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def table(rows: list, head: tuple = ()) -> str:
+    """Rows of values as an HTML table, their first column as headings."""
+    lines = ["<tr>" + "".join(f"<th>{html.escape(title)}</th>" for title in head) + "</tr>"] if head else []
+    for first, *values in rows:
+        cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
+        lines.append(f"<tr><th>{html.escape(str(first))}</th>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+# ---- command line
+
+def parse_args() -> argparse.Namespace:
+    parser = utils.Parser(__doc__)
+    parser.add_argument("what", metavar="RUN_DIR | NAME | genotype.json", help="a run, a published cell or random:SEED")
+    parser.add_argument("--out", metavar="DIR", help="where the files go; default: the run, or the current directory")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    if (Path(args.what) / "args.json").exists():
+        log.info(f"wrote {draw_run(args.what, args.out)} and its pictures")
+        return
+    genotype = genotypes.load(args.what)
+    name = Path(args.what).resolve().name.removesuffix(".json").replace(":", "-")
+    for path in draw_genotype(genotype, Path(args.out or "."), name).values():
+        log.info(f"wrote {path} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    utils.run(main, parse_args)

@@ -27,16 +27,10 @@ MAIN = ["dataset", "epochs", "init_channels", "layers"]                    # set
 def read_run(run_dir: str) -> dict:
     """What a run directory holds: args.json's entries and the name, path, metrics and genotype. Raises ValueError."""
     path = Path(run_dir)
-    try:
-        run = json.loads((path / "args.json").read_text())
-        lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
-        run |= {"name": path.resolve().name, "path": path, "metrics": [json.loads(line) for line in lines],
-                "args": {"dataset": "imagenet"} | run["args"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{run_dir} is no run (no readable args.json and metrics.jsonl)") from None
-    run["genotype"] = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
-    run["is_search"] = "arch" not in run["args"]                           # the others are given a cell
-    return run
+    record, metrics = utils.read_run(path)
+    genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
+    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype,
+                     "args": {"dataset": "imagenet"} | record["args"]}
 
 
 def state(run: dict) -> str:
@@ -44,9 +38,9 @@ def state(run: dict) -> str:
     if not run["metrics"]:
         return "no epoch yet"
     last, epochs = run["metrics"][-1], run["args"]["epochs"]
-    if run["genotype"] if run["is_search"] else last["epoch"] + 1 == epochs:
+    if (run["genotype"] is not None) if run["kind"] == "search" else (last["epoch"] + 1 == epochs):
         return "finished"
-    return (f"stage {last['stage']}, " if run["is_search"] else "") + f"epoch {last['epoch'] + 1}/{epochs}"
+    return (f"stage {last['stage']}, " if run["kind"] == "search" else "") + f"epoch {last['epoch'] + 1}/{epochs}"
 
 
 def trained(search: dict, evaluation: dict) -> bool:
@@ -95,7 +89,7 @@ def differing(runs: list[dict], dataset: str) -> list[str]:
 def compare(run_dirs: list[str]) -> list[dict]:
     """The rows, all with FIELDS: each search with each setting that its cell was trained in, then the other cells."""
     runs = [read_run(run_dir) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
-    searches, evaluations = ([run for run in runs if run["is_search"] == kind] for kind in (True, False))
+    searches, evaluations = ([run for run in runs if (run["kind"] == "search") is wanted] for wanted in (True, False))
 
     def grouped(runs: list[dict]) -> list[dict]:
         groups = {}
@@ -163,8 +157,9 @@ def as_latex(rows: list[dict]) -> str:
     escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "±": r"$\pm$", NOTHING: "--"})
-    head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in grid(rows)]
-    columns = "l" * len(grid(rows)[0])
+    lines = grid(rows)
+    columns = "l" * len(lines[0])
+    head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
                       r"\end{tabular}"])
 

@@ -171,7 +171,8 @@ def search_split(dataset: DataSet, train_portion: float):
     images, target = dataset.train_images, dataset.train_target
     n = int(len(images) * train_portion)
     if not 0 < n < len(images):
-        raise ValueError(f"train_portion {train_portion} leaves one half of the search without images: use 0.5")
+        raise ValueError(f"--train_portion {train_portion} of {len(images)} images leaves half of the search empty: "
+                         "choose one nearer 0.5, or add images")
     return (images[:n], target[:n]), (images[n:], target[n:])
 
 
@@ -209,7 +210,7 @@ class Batches:
         # Deviation: a last batch of less than two images per process is left out, batch norm cannot train on it.
         self.steps = len(images) // batch_size + (len(images) % batch_size // world_size >= 2)
         if not self.steps:
-            raise ValueError(f"{len(images)} training images are too few for {world_size} process(es): add images")
+            raise ValueError(f"{len(images)} images are too few to train on, with {world_size} process(es): add images")
         self.channels, self.size = images.shape[1], images.shape[-1]
         self.pad = self.size // 8   # 4 at 32x32
         # Zeros above and left of a channel are enough: in flat memory they also follow the row, or the channel, before.

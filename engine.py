@@ -62,7 +62,7 @@ class Meter:
         if bad:
             step = self.steps - len(rows) + bad[0] + 1
             raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
-                             "--amp off; the checkpoint of the last finished epoch is kept")
+                             "--amp off; the last checkpoint is kept")
         self.sums = [a + b for a, b in zip(self.sums, rows.sum(0).tolist(), strict=True)]
         self.unread = []
 
@@ -128,8 +128,16 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
             "peak_memory_mb": utils.peak_memory_mb(device)}
 
 
+def check_finite(network: nn.Module, label: str) -> None:
+    """Raise ValueError where the last step of an epoch, which no loss has seen, has spoilt the weights."""
+    if not all(bool(p.isfinite().all()) for p in network.parameters()):
+        raise ValueError(f"the weights are not finite after {label}: lower --learning_rate or use --amp off; the last "
+                         "checkpoint is kept")
+
+
 def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
     """Log an epoch; write best.pt where its test accuracy is the best yet, then checkpoint.pt and metrics.jsonl."""
+    check_finite(parts["network"], f"epoch {record['epoch']}")
     state["epoch"] += 1
     state["metrics"].append(record)
     log.info(json.dumps(record))
@@ -141,9 +149,10 @@ def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
         utils.write_metrics(run_dir, state["metrics"])
 
 
-def restore(run_dir: Path, parts: dict) -> dict:
+def restore(run_dir: Path, kind: str, parts: dict) -> dict:
     """The state of a run, at its start or from its checkpoint, which is loaded into `parts`."""
-    state = utils.load_checkpoint(run_dir) or {"epoch": 0, "metrics": [], "best_acc": -1.0, "best_epoch": None}
+    state = utils.load_checkpoint(run_dir, kind) or {
+        "kind": kind, "epoch": 0, "metrics": [], "best_acc": -1.0, "best_epoch": None}
     for name, part in parts.items():
         if name in state:
             part.load_state_dict(state.pop(name))

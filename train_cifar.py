@@ -16,6 +16,7 @@ import data
 import engine
 import genotypes
 import utils
+import visualize
 from model import NetworkCIFAR
 from utils import log, number
 
@@ -55,7 +56,9 @@ def get_args_parser() -> utils.Parser:
 def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
-    args = utils.parse_args(parser)
+    args = utils.parse_args(parser, "eval")
+    if args.cifar100 and args.dataset not in (None, "cifar100"):
+        parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
     args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
     args.tmp_data_dir = args.tmp_data_dir or "data"
     if args.eval != bool(args.weights):
@@ -80,17 +83,17 @@ def main(args: argparse.Namespace) -> None:
         log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(
             **engine.test(network, test_batches(dataset, args, device), "test")))
         return
+    cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
+    batches = data.Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
+                           utils.derive_seed(args.seed), cutout, utils.rank(), utils.world_size())
     run_dir = utils.open_run_dir("eval", args, device)
     if utils.rank() == 0:
         genotypes.save(genotype, run_dir / "genotype.json")
     engine.log_start(run_dir, args, device, network, image_size)
     optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
-    cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
-    batches = data.Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
-                           utils.derive_seed(args.seed), cutout, utils.rank(), utils.world_size())
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler, "batches": batches}
-    state = engine.restore(run_dir, parts)
+    state = engine.restore(run_dir, "eval", parts)
     for epoch in range(state["epoch"], args.epochs):
         utils.seed_everything(args.seed, 1 + epoch)
         lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
@@ -101,6 +104,8 @@ def main(args: argparse.Namespace) -> None:
         record |= engine.test(network, test_batches(dataset, args, device), f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
     engine.report(state, network, run_dir)
+    if utils.rank() == 0:
+        log.info(f"pictures: {visualize.draw_run(run_dir)}")
 
 
 def test_batches(dataset: data.DataSet, args: argparse.Namespace, device: torch.device):

@@ -15,6 +15,7 @@ import data
 import engine
 import genotypes
 import utils
+import visualize
 from model import NetworkImageNet
 from utils import log, number
 
@@ -52,7 +53,7 @@ def get_args_parser() -> utils.Parser:
 def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
-    args = utils.parse_args(parser)
+    args = utils.parse_args(parser, "imagenet")
     if args.learning_rate is None:                                         # both published points lie on this line
         B = args.batch_size
         args.learning_rate = 0.1 + 0.4 * (B - 256) / 768 if B > 256 else 0.1 * B / 256
@@ -98,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
-    state = engine.restore(run_dir, parts)
+    state = engine.restore(run_dir, "imagenet", parts)
     for epoch in range(state["epoch"], args.epochs):
         utils.seed_everything(args.seed, 1 + epoch)
         data.set_epoch(train_loader, epoch)
@@ -110,6 +111,8 @@ def main(args: argparse.Namespace) -> None:
         record |= engine.test(network, val_loader, f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
     engine.report(state, network, run_dir)
+    if utils.rank() == 0:
+        log.info(f"pictures: {visualize.draw_run(run_dir)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import shlex
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ import engine
 import genotypes
 import progressive
 import utils
+import visualize
 from architect import Architect
 from genotypes import Genotype, count_skips
 from model import NetworkCIFAR
@@ -71,7 +73,9 @@ def get_args_parser() -> utils.Parser:
 def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
-    args = utils.parse_args(parser)
+    args = utils.parse_args(parser, "search")
+    if args.cifar100 and args.dataset not in (None, "cifar100"):
+        parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
     args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
     args.tmp_data_dir = args.tmp_data_dir or "data"
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]               # deviation: published, no flag means none
@@ -92,66 +96,57 @@ def make_stages(args: argparse.Namespace) -> list[Stage]:
 def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
-    stages = make_stages(args)
     with utils.rank0_first():                                              # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
+    train_half, valid_half = data.search_split(dataset, args.train_portion)
+    train_batches = make_batches(dataset, *train_half, args, device, seed=utils.derive_seed(args.seed, 0))
+    valid_batches = make_batches(dataset, *valid_half, args, device, seed=utils.derive_seed(args.seed, 1))
     run_dir = utils.open_run_dir("search", args, device)
     log.info(f"{run_dir}: {args.dataset}, {len(dataset.train_images)} training images, {len(dataset.classes)} classes, "
              f"on {utils.world_size()} x {utils.describe_device(device)}")
+
     all_primitives = [genotypes.PRIMITIVES] * progressive.EDGES
-    state = utils.load_checkpoint(run_dir) or {
-        "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [], "alphas": {}}
-    for stage in stages[state["stage"] - 1:]:
-        normal_probs, reduce_probs = search_stage(stage, state, dataset, run_dir, args, device)
+    state = utils.load_checkpoint(run_dir, "search") or {
+        "kind": "search", "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [],
+        "alphas": {}}
+    for stage in make_stages(args)[state["stage"] - 1:]:
+        parts = build_stage(stage, state, len(dataset.classes), train_batches, valid_batches, args, device)
+        for epoch in range(state["epoch"], args.epochs):
+            record = search_epoch(stage, epoch, parts, args)
+            if epoch >= args.epochs - 4:                                   # as published: in a stage's last 4 epochs
+                record |= validate(parts.network, dataset, valid_half, record, args, device)
+            save_epoch(state, record, parts, run_dir, device)
+        normal_probs, reduce_probs = softmax_rows(parts.network)
         if stage.num_drop:
             state = {
-                "stage": stage.number + 1, "epoch": 0, "metrics": state["metrics"], "alphas": state["alphas"],
+                "kind": "search", "stage": stage.number + 1, "epoch": 0, "metrics": state["metrics"],
+                "alphas": state["alphas"],
                 "normal": progressive.prune(state["normal"], normal_probs, stage.num_drop),
                 "reduce": progressive.prune(state["reduce"], reduce_probs, stage.num_drop)}
+            if utils.rank() == 0:
+                visualize.draw_run(run_dir)
     if utils.rank() == 0:
-        report(state, normal_probs, reduce_probs, run_dir, args, dataset.train_images.size(-1))
+        report(state, normal_probs, reduce_probs, run_dir, args, device, dataset.train_images.size(-1))
 
 
-def search_stage(stage: Stage, state: dict, dataset: data.DataSet, run_dir: Path, args: argparse.Namespace,
-                 device: torch.device) -> tuple[list, list]:
-    """Train a stage's fresh supernet and its alphas -> the softmax rows of the normal and reduction cell, (14, K) each.
-
-    `state` is the checkpoint: what it holds of this stage is continued, and it is saved after every epoch.
-    """
-    parts = build_stage(stage, state, dataset, args, device)
-    network = parts.network
-    for epoch in range(state["epoch"], args.epochs):
-        utils.seed_everything(args.seed, stage.number, 1 + epoch)
-        lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
-        engine.set_learning_rate(parts.optimizer, lr)
-        network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
-        record = {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout}
-        record |= search_epoch(parts, epoch >= args.warmup_epochs, f"stage {stage.number} epoch {epoch}", args)
-        if epoch >= args.epochs - 4:                                       # as published: in a stage's last 4 epochs
-            record |= validate(network, dataset, f"stage {stage.number} epoch {epoch} validation", args, device)
-        normal_probs, reduce_probs = softmax_rows(network)
-        genotype = progressive.derive_genotype(state["normal"], normal_probs, state["reduce"], reduce_probs)
-        record |= {"skips": count_skips(genotype.normal), "peak_memory_mb": utils.peak_memory_mb(device)}
-        state |= {name: part.state_dict() for name, part in stateful(parts).items()}
-        save_epoch(state, record, network, run_dir)
-    return softmax_rows(network)
+def make_batches(dataset: data.DataSet, images: Tensor, target: Tensor, args: argparse.Namespace, device: torch.device,
+                 seed: int) -> data.Batches:
+    """Shuffled, augmented batches of one half of the training set."""
+    cutout = (args.cutout_length or images.size(-1) // 2) if args.cutout else 0
+    return data.Batches(images, target, args.batch_size, dataset, device, seed, cutout, utils.rank(),
+                        utils.world_size())
 
 
-def build_stage(stage: Stage, state: dict, dataset: data.DataSet, args: argparse.Namespace,
-                device: torch.device) -> SimpleNamespace:
-    """A stage's supernet, optimizers and batches, in the state that the checkpoint has of them."""
+def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data.Batches, valid_batches: data.Batches,
+                args: argparse.Namespace, device: torch.device) -> SimpleNamespace:
+    """A stage's fresh supernet, its optimizers and the batches, in the state that the checkpoint has of them."""
     utils.seed_everything(args.seed, stage.number)
-    network = Network(stage.channels, len(dataset.classes), stage.layers, state["normal"], state["reduce"]).to(device)
+    network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     utils.share_rank0(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, device, args.amp)
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
     optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
-    cutout = (args.cutout_length or dataset.train_images.size(-1) // 2) if args.cutout else 0
-    train_batches, valid_batches = (
-        data.Batches(*half, args.batch_size, dataset, device, seed, cutout, utils.rank(), utils.world_size())
-        for half, seed in zip(data.search_split(dataset, args.train_portion),
-                              (utils.derive_seed(args.seed, stage.number, i) for i in range(2)), strict=True))
     parts = SimpleNamespace(network=network, architect=architect, optimizer=optimizer, scaler=scaler,
                             train_batches=train_batches, valid_batches=valid_batches)
     for name, part in stateful(parts).items():
@@ -166,17 +161,24 @@ def stateful(parts: SimpleNamespace) -> dict:
             "scaler": parts.scaler, "train_batches": parts.train_batches, "valid_batches": parts.valid_batches}
 
 
-def search_epoch(parts: SimpleNamespace, learn_alphas: bool, label: str, args: argparse.Namespace) -> dict:
-    """One pass over the training half: after warm-up, each step updates first the alphas, then the weights."""
-    meter = engine.Meter(label, len(parts.train_batches), args.report_freq)
+def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, args: argparse.Namespace) -> dict:
+    """One pass over the training half -> its record. After warm-up every step is bilevel: alphas, then weights."""
+    utils.seed_everything(args.seed, stage.number, 1 + epoch)
+    network = parts.network
+    lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
+    engine.set_learning_rate(parts.optimizer, lr)
+    network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
+    meter = engine.Meter(f"stage {stage.number} epoch {epoch}", len(parts.train_batches), args.report_freq)
     for images, target in parts.train_batches:
-        if learn_alphas:
+        if epoch >= args.warmup_epochs:
             parts.architect.step(*parts.valid_batches.next())
-        loss, logits = weight_step(parts.network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
+        loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
-    utils.share_rank0(parts.network, buffers_only=True)                    # batch norm statistics differ between ranks
-    return {"train_loss": loss, "train_acc": top1, "valid_loss": None, "valid_acc": None, "seconds": meter.seconds,
+    utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
+    engine.check_finite(network, meter.label)
+    return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
+            "train_acc": top1, "valid_loss": None, "valid_acc": None, "seconds": meter.seconds,
             "images_per_second": meter.images * utils.world_size() / meter.seconds}
 
 
@@ -201,13 +203,13 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     return loss.detach(), logits.detach()
 
 
-def validate(network: Network, dataset: data.DataSet, label: str, args: argparse.Namespace,
-             device: torch.device) -> dict:
+def validate(network: Network, dataset: data.DataSet, half: tuple[Tensor, Tensor], record: dict,
+             args: argparse.Namespace, device: torch.device) -> dict:
     """Loss and accuracy on the half that trains the alphas, without augmentation (deviation: published with)."""
-    _, (images, target) = data.search_split(dataset, args.train_portion)
-    batches = data.eval_batches(images, target, args.batch_size, dataset, device, utils.rank(), utils.world_size())
-    loss, top1, _ = engine.evaluate(network, batches, label)
-    return {"valid_loss": loss, "valid_acc": top1}
+    start = time.perf_counter()
+    batches = data.eval_batches(*half, args.batch_size, dataset, device, utils.rank(), utils.world_size())
+    loss, top1, _ = engine.evaluate(network, batches, f"stage {record['stage']} epoch {record['epoch']} validation")
+    return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
 def softmax_rows(network: Network) -> tuple[list, list]:
@@ -215,15 +217,19 @@ def softmax_rows(network: Network) -> tuple[list, list]:
     return tuple(F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
 
 
-def save_epoch(state: dict, record: dict, network: Network, run_dir: Path) -> None:
+def save_epoch(state: dict, record: dict, parts: SimpleNamespace, run_dir: Path, device: torch.device) -> None:
     """Log an epoch and write checkpoint.pt, then what follows from it: metrics.jsonl and alphas.npz."""
+    normal_probs, reduce_probs = softmax_rows(parts.network)
+    genotype = progressive.derive_genotype(state["normal"], normal_probs, state["reduce"], reduce_probs)
+    record |= {"skips": count_skips(genotype.normal), "peak_memory_mb": utils.peak_memory_mb(device)}
+    log.info(json.dumps(record))
     state["epoch"] += 1
     state["metrics"].append(record)
     for cell in ("normal", "reduce"):
         name = f"stage{record['stage']}_{cell}"
-        state["alphas"].setdefault(name, []).append(getattr(network, f"alphas_{cell}").detach().cpu().clone())
+        state["alphas"].setdefault(name, []).append(getattr(parts.network, f"alphas_{cell}").detach().cpu().clone())
         state["alphas"][f"{name}_candidates"] = state[cell]
-    log.info(json.dumps(record))
+    state |= {name: part.state_dict() for name, part in stateful(parts).items()}
     if utils.rank() == 0:
         utils.save_checkpoint(run_dir, state)
         utils.write_metrics(run_dir, state["metrics"])
@@ -241,7 +247,7 @@ def describe(max_skip: int | None, genotype: Genotype) -> dict:
 
 
 def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, args: argparse.Namespace,
-           image_size: int) -> None:
+           device: torch.device, image_size: int) -> None:
     """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
     rows = (state["normal"], normal_probs, state["reduce"], reduce_probs)
     genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
@@ -253,13 +259,15 @@ def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, a
         name = "unrestricted" if row["max_skip"] is None else f"M = {row['max_skip']}"
         log.info(f"{name}: {row['skips']} skip-connects, "
                  f"{row['parameters'] / 1e6:.2f}M parameters, {row['multiply_adds'] / 1e6:.1f}M multiply-adds")
+    log.info(f"pictures: {visualize.draw_run(run_dir)}")
     log.info(f"genotype (at most {args.max_skip} skip-connects): {chosen}")
     hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
-    kind = "GPU" if torch.cuda.is_available() else "CPU"
+    kind = "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
-    published = " --auxiliary --cutout" if image_size >= 29 else ""        # smaller ones have no room for them
-    log.info(f"train it: python train_cifar.py --tmp_data_dir {shlex.quote(args.tmp_data_dir)} --dataset {args.dataset} "
-             f"--arch {shlex.quote(str(run_dir))}{published}")
+    published = ["--auxiliary", "--cutout"] if image_size >= 29 else []    # smaller ones have no room for them
+    command = ["python", "train_cifar.py", "--tmp_data_dir", args.tmp_data_dir, "--dataset", args.dataset,
+               "--arch", str(run_dir), *published]
+    log.info(f"train it: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import copy
 import difflib
+import hashlib
 import io
 import itertools
 import json
@@ -14,7 +15,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -44,24 +44,31 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {hint}\n")
 
 
-def number(kind: type, low: float, high: float = float("inf")):
-    """The type of a numeric option: `kind` (int or float), at least `low`, below `high`."""
+def number(kind: type, low: float, high: float = 1e38):
+    """The type of a numeric option: `kind` (int or float), at least `low`, below `high` (float32's range)."""
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = None
         if value is None or not low <= value < high:
-            bounds = f"at least {low}" + (f" and below {high}" if high < float("inf") else "")
-            raise argparse.ArgumentTypeError(f"'{text}' must be {'a whole' if kind is int else 'a'} number, {bounds}")
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} must be {what}, at least {low} and below {high:g}")
         return value
     return parse
+
+
+def file_name(text: str) -> str:
+    """The type of an option that becomes part of a file's name."""
+    if not text.isprintable() or {"/", os.sep} & set(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} becomes part of a directory's name: leave out slashes")
+    return text
 
 
 def add_run_options(parser: Parser, seed: int, report_freq: int) -> None:
     """The options that all scripts have."""
     parser.add_argument("--save", default="runs", help="the run directory is SAVE/KIND-NOTE-TIME")
-    parser.add_argument("--note", default="try", help="a name for this run")
+    parser.add_argument("--note", type=file_name, default="try", help="a name for this run")
     parser.add_argument("--seed", type=number(int, 0), default=seed)
     parser.add_argument("--report_freq", type=number(int, 1), default=report_freq, help="steps between log lines")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run from its last finished epoch")
@@ -74,12 +81,15 @@ def add_run_options(parser: Parser, seed: int, report_freq: int) -> None:
 MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device"}  # these don't change what a run computes
 
 
-def parse_args(parser: Parser) -> argparse.Namespace:
+def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
     """The command line; with --resume that run's options, which it must not contradict (exit status 2)."""
     args = parser.parse_args()
     if args.resume is None:
         return args
-    saved = read_args(args.resume)
+    record, _ = read_run(args.resume)
+    if record["kind"] != kind:
+        raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: use its own script")
+    saved = record["args"]
     unset = argparse.Namespace(**dict.fromkeys(vars(args)))                # None: not on the command line
     for name, value in vars(parser.parse_args(namespace=unset)).items():
         if value is None:
@@ -120,10 +130,15 @@ def run(main, parse) -> None:
         number = stopped.args[0]
         log.error(f"stopped by {signal.Signals(number).name}; continue with: {resume_command(args)}")
         sys.exit(128 + number)
-    except torch.OutOfMemoryError:
-        _fail(f"out of memory: try --batch_size {max(1, args.batch_size // 2)}")
+    except KeyboardInterrupt:
+        log.error("stopped by SIGINT before the run began")
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         _fail(error)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _fail(f"out of memory: try --batch_size {max(1, args.batch_size // 2)} or a smaller network")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -148,6 +163,8 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError
     except (RuntimeError, AssertionError):                                 # no such name; torch built without it
         raise ValueError(f"--device {name} can't be used here: leave it out, or say cpu") from None
     if device.type == "cuda" and dist.is_torchelastic_launched():
@@ -266,19 +283,24 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
 
 def _new_run(save: Path, kind: str, args: argparse.Namespace, device: torch.device) -> str:
     record = {
-        "args": vars(args), "command": shlex.join(["python", *sys.argv]), "device": describe_device(device),
+        "kind": kind, "args": vars(args), "command": shlex.join(["python", *sys.argv]),
+        "device": describe_device(device),
         "processes": world_size(), "launch": _launch_id(), "git": _git_commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__, "numpy": numpy.__version__},
     }
-    save.mkdir(parents=True, exist_ok=True)
     name = f"{kind}-{args.note}-{datetime.now():%Y%m%d-%H%M%S}"
     for i in itertools.count(1):                                           # two runs may start in the same second
         run_dir = save / (name if i == 1 else f"{name}-{i}")
-        with contextlib.suppress(FileExistsError):
+        try:
+            save.mkdir(parents=True, exist_ok=True)
             run_dir.mkdir()
             write_file(run_dir / "args.json", json.dumps(record, indent=2).encode())
-            return str(run_dir)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and run_dir.exists():
+                continue
+            raise OSError(f"can't make the directory {run_dir} ({error.strerror}): choose another --save") from error
+        return str(run_dir)
 
 
 def _launch_id() -> str | None:
@@ -304,18 +326,21 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def read_args(run_dir: str) -> dict:
-    """The options of a run. Raises ValueError where the directory is none."""
+def read_run(run_dir) -> tuple[dict, list[dict]]:
+    """A run's args.json and its epochs' records. Raises ValueError where the directory is no run."""
     try:
-        return dict(json.loads((Path(run_dir) / "args.json").read_text())["args"])
+        record = json.loads((Path(run_dir) / "args.json").read_text())
+        path = Path(run_dir) / "metrics.jsonl"                             # there from the first epoch's end
+        metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return record | {"kind": str(record["kind"]), "args": dict(record["args"])}, metrics
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"--resume {run_dir} is no run (no readable args.json): name the directory of one") from None
+        raise ValueError(f"{run_dir} is no run (it has no args.json that can be read): name a run directory") from None
 
 
 def resume_command(args: argparse.Namespace) -> str:
     """The command line that continues this run."""
     launcher = f"torchrun --nproc_per_node={world_size()}" if world_size() > 1 else "python"
-    return f"{launcher} {sys.argv[0]} --resume {shlex.quote(str(args.resume))}"
+    return f"{launcher} {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(args.resume))}"
 
 
 # ---- files
@@ -335,25 +360,32 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
-    """Write checkpoint.pt, keeping the one before as previous.pt. Raises OSError."""
+    """Write checkpoint.pt, keeping the one before as previous.pt. Raises OSError.
+
+    Behind what torch.save writes stands its SHA-256, since torch.load does not notice flipped bits; nor does it mind.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = run_dir / "checkpoint.pt"
     if path.exists():
         write_file(run_dir / "previous.pt", path.read_bytes())             # a copy: at no moment is there no checkpoint
-    write_file(path, buffer.getvalue())
+    write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
 
 
-def load_checkpoint(run_dir: Path) -> dict | None:
+def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
     """A run's checkpoint, on the CPU, or None before the first; never runs code. Raises ValueError if it is damaged."""
     path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
     if not path.exists():
         return None
-    with contextlib.suppress(Exception):                                   # damage can show itself in any way
-        if zipfile.ZipFile(path).testzip() is None:                        # torch.load doesn't look at the checksums
-            return torch.load(path, map_location="cpu", weights_only=True)
-    hint = f"mv {previous} {path} continues from the one before" if previous.exists() else "start the run anew"
-    raise ValueError(f"{path} is damaged: {hint}")
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+        with contextlib.suppress(Exception):                               # what others wrote can fail in any way
+            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+            if state["kind"] == kind:
+                return state
+    command = shlex.join(["mv", str(previous), str(path)])
+    hint = f"go on from the one before with {command}" if previous.exists() else "start the run anew"
+    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
 
 
 def write_metrics(run_dir: Path, records: list[dict]) -> None:

@@ -5,12 +5,8 @@ The training scripts do this themselves, at the end of each stage and of the run
 RUN_DIR/pictures/, those of a genotype in the current directory; --out DIR puts either elsewhere.
 """
 import argparse
-import base64
-import html
 import io
-import json
 import random
-import shlex
 from pathlib import Path
 
 import numpy
@@ -21,6 +17,7 @@ from matplotlib.patches import BoxStyle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Curve
 
 import genotypes
+import report
 import utils
 from genotypes import Genotype
 from utils import log
@@ -35,14 +32,6 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes
          "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
 CURVES = ["#0072B2", "#D55E00"]                                            # of the same palette
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
-CITATION = """\
-@inproceedings{chen2019progressive,
-  title     = {Progressive Differentiable Architecture Search: Bridging the Depth Gap between Search and Evaluation},
-  author    = {Chen, Xin and Xie, Lingxi and Wu, Jun and Tian, Qi},
-  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year      = {2019},
-  note      = {arXiv:1904.12760}
-}"""
 
 
 # ---- a cell: a layered drawing, in which operations stand in columns of their own and so never overlap
@@ -348,13 +337,13 @@ def draw_run(run_dir, out=None) -> Path:
     out: the run directory where left out. Raises ValueError where run_dir is no run, OSError where it can't write.
     """
     run_dir, out = Path(run_dir), Path(out or run_dir)
-    record, metrics = read_run(run_dir)
+    record, metrics = utils.read_run(run_dir)
     pictures, folder = {}, out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
     if genotype:
         pictures |= draw_genotype(genotype, folder, "cell")
-    if metrics and is_search(record):
+    if metrics and record["kind"] == "search":
         with numpy.load(run_dir / "alphas.npz") as file:
             alphas = dict(file)
         save_picture(draw_search(metrics, alphas), folder / "curves")
@@ -366,122 +355,8 @@ def draw_run(run_dir, out=None) -> Path:
     elif metrics:
         save_picture(draw_training(metrics), folder / "curves")
         pictures["Training"] = folder / "curves.svg"
-    utils.write_file(out / "report.html", report(run_dir, out, record, metrics, pictures).encode())
+    utils.write_file(out / "report.html", report.page(run_dir, out, record, metrics, pictures).encode())
     return out / "report.html"
-
-
-def read_run(run_dir: Path) -> tuple[dict, list[dict]]:
-    """A run's args.json and the lines of its metrics.jsonl, none before the first epoch. Raises ValueError."""
-    try:
-        record, path = json.loads((run_dir / "args.json").read_text()), run_dir / "metrics.jsonl"
-        metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return record | {"args": dict(record["args"])}, metrics
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{run_dir} is no run (no readable args.json and metrics.jsonl)") from None
-
-
-def is_search(record: dict) -> bool:
-    """Whether args.json is a search's; evaluations are given a cell."""
-    return "arch" not in record["args"]
-
-
-# ---- the report
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; line-height: 1.4; }}
-h1, pre, td {{ overflow-wrap: anywhere; }}
-pre {{ background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; }}
-figure {{ margin: 1.5em 0; }}
-figure img {{ max-width: 100%; }}
-figcaption {{ color: #555; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px solid #ddd; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
-
-
-def report(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: dict[str, Path]) -> str:
-    """The run as one HTML page that needs nothing else: pictures are inside, user text is escaped."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    facts = [("state", progress(record, metrics)), ("device", f"{record['processes']} x {record['device']}"),
-             ("versions", versions), ("source", record["git"] or "unknown"),
-             ("time", f"{sum(row['seconds'] for row in metrics) / 3600:.2f} hours")]
-    body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
-    if (run_dir / "genotypes.json").exists():
-        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
-    body.append("<h2>Pictures</h2>")
-    for caption, path in pictures.items():
-        data = base64.b64encode(path.read_bytes()).decode()
-        body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
-                    f"<figcaption>{html.escape(caption)}</figcaption></figure>")
-    body += ["<h2>Citation</h2>", code(CITATION)]
-    return PAGE.format(title=html.escape(run_dir.resolve().name), body="\n".join(body))
-
-
-def progress(record: dict, metrics: list[dict]) -> str:
-    """How far a run is, and for an evaluation what it has reached."""
-    if not metrics:
-        return "no epoch finished yet"
-    last, epochs = metrics[-1], record["args"]["epochs"]
-    done = last["epoch"] + 1 == epochs and last.get("stage", 3) == 3
-    stage = f"stage {last['stage']}, " if is_search(record) else ""
-    state = "finished" if done else f"unfinished: {stage}epoch {last['epoch'] + 1} of {epochs}"
-    if is_search(record):
-        return state
-    return f"{state}; test accuracy last {last['test_acc']:.2f} %, best {max(row['test_acc'] for row in metrics):.2f} %"
-
-
-def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
-    """The genotypes that a search found, as HTML; writes those that aren't recommended to out, to be trained too."""
-    chosen, rows, commands = genotypes.load(str(run_dir)), [], []
-    for row in json.loads((run_dir / "genotypes.json").read_text()):
-        genotype, limit = genotypes.parse(row["genotype"]), row["max_skip"]
-        name, path = "no limit" if limit is None else f"M = {limit}", run_dir
-        if genotype == chosen:
-            name += " (recommended)"
-        else:
-            path = out / ("genotype_unrestricted.json" if limit is None else f"genotype_M{limit}.json")
-            genotypes.save(genotype, path)
-        rows.append((name, row["skips"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.1f} M"))
-        commands.append(f"# {name}\n{train_command(path, args)}")
-    head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
-    return [table(rows, head), "<p>Sizes with 36 channels and 20 cells, on CIFAR-10. To train each:</p>",
-            code("\n".join(commands)), "<p>Recommended:</p>", code(str(chosen))]
-
-
-def train_command(arch: Path, args: dict) -> str:
-    """The command that trains a cell on the search's data set; the auxiliary head needs images of 29x29 or more."""
-    words = ["python", "train_cifar.py", "--dataset", args["dataset"], "--arch", str(arch)]
-    for name in ("tmp_data_dir", "image_size"):
-        if args[name]:
-            words += [f"--{name}", str(args[name])]
-    if args["dataset"].startswith("cifar") and (args["image_size"] or 32) >= 29:
-        words += ["--auxiliary", "--cutout"]
-    return shlex.join(words)
-
-
-def code(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"
-
-
-def table(rows: list, head: tuple = ()) -> str:
-    """Rows of values as an HTML table, their first column as headings."""
-    lines = ["<tr>" + "".join(f"<th>{html.escape(title)}</th>" for title in head) + "</tr>"] if head else []
-    for first, *values in rows:
-        cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
-        lines.append(f"<tr><th>{html.escape(str(first))}</th>{cells}</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 # ---- command line

@@ -1,4 +1,4 @@
-"""Run by test_distributed under torchrun: one step of each kind on this rank's share of a fixed batch, results saved."""
+"""Run by test_distributed under torchrun: one step of each kind on this rank's share of a fixed batch."""
 import sys
 from pathlib import Path
 

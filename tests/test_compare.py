@@ -1,4 +1,4 @@
-"""Runs side by side: which evaluation belongs to which search, statistics worked out by hand, and well-formed tables."""
+"""Runs side by side: which evaluation belongs to which search, statistics worked out by hand, well-formed tables."""
 import json
 import subprocess
 import sys
@@ -80,8 +80,8 @@ def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):
 
 
 def test_three_evaluations_have_the_textbook_deviation(tmp_path):
-    runs = [write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], seed=i) for i, accuracy in enumerate((97, 95, 93))]
-    row, = compare.compare(runs)
+    row, = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], seed=i)
+                            for i, accuracy in enumerate((97.0, 95.0, 93.0))])
     assert row["last_error"] == pytest.approx(5.0) and row["last_std"] == pytest.approx(2.0) and row["n"] == 3
 
 
@@ -124,7 +124,7 @@ def test_a_run_named_twice_counts_once(runs):
 def test_the_table_for_the_eye_says_what_is_unfinished(runs, monkeypatch, capsys):
     run_compare(runs, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines[1].split("  ")) == len(lines[0].split("  ")) or set(lines[1]) == {"-", " "}
+    assert set(lines[1]) == {"-", " "}
     assert "3.50 ± 0.71" in lines[2] and "3.00 ± 0.00" in lines[2] and "eval-2: epoch 1/2" in lines[2]
     assert "search: stage 3, epoch 1/1" in lines[3]
     assert f"search-a_1: {json.dumps(FOUND._asdict())}" in lines

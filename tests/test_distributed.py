@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TINY = {
     "train_cifar.py": ["--init_channels", "2", "--layers", "3", "--epochs", "3", "--batch_size", "200"],
-    "train_search.py": ["--init_channels", "2", "--layers", "3", "--add_layers", "0", "--add_layers", "0", "--epochs", "2",
-                        "--warmup_epochs", "1", "--batch_size", "200"],
+    "train_search.py": ["--init_channels", "2", "--layers", "3", "--add_layers", "0", "--add_layers", "0",
+                        "--epochs", "2", "--warmup_epochs", "1", "--batch_size", "200"],
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -253,7 +253,9 @@ def test_an_epoch_touches_the_validation_stream_only_after_warm_up_and_alphas_go
     parts = SimpleNamespace(network=learner.network, optimizer=learner.optimizer, scaler=None,
                             train_batches=[train] * 3, architect=SimpleNamespace(step=alpha_step),
                             valid_batches=SimpleNamespace(next=next_valid))
-    train_search.search_epoch(parts, learn_alphas, "epoch", SimpleNamespace(report_freq=50, grad_clip=5.0))
+    args = train_search.get_args_parser().parse_args([])
+    stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
+    train_search.search_epoch(stage, args.warmup_epochs if learn_alphas else args.warmup_epochs - 1, parts, args)
     assert steps == expected
 
 
@@ -306,7 +308,7 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
         assert all(math.isfinite(value) for value in record.values())      # all epochs are among a stage's last 4
         assert 0 <= record["train_acc"] <= 100 and 0 <= record["valid_acc"] <= 100 and 0 <= record["skips"] <= 8
         assert all(record[name] > 0 for name in ("train_loss", "valid_loss", *MEASURED))
-        assert math.isclose(record["images_per_second"] * record["seconds"], 648, rel_tol=0.01)  # int(0.5 * 1297)
+        assert record["images_per_second"] * record["seconds"] >= 648      # int(0.5 * 1297); seconds count validation
 
 
 def test_the_log_has_a_line_every_report_freq_steps_and_names_the_device(digits):
@@ -389,7 +391,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    torch.save(state, run_dir / "checkpoint.pt")
+    utils.save_checkpoint(run_dir, state)
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]
@@ -487,7 +489,8 @@ def other(images, tmp_path_factory):
 
 
 def test_the_other_published_options_reach_the_run(other):
-    state, records = checkpoint(other), [json.loads(line) for line in open(other / "metrics.jsonl")]
+    state, lines = checkpoint(other), (other / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     sgd, adam = state["optimizer"]["param_groups"][0], state["alpha_optimizer"]["param_groups"][0]
     assert (sgd["momentum"], sgd["weight_decay"], adam["lr"], adam["weight_decay"]) == (0.8, 1e-4, 1e-3, 1e-2)
     expected = [0.001 + 0.019 * (1 + math.cos(math.pi * e / 3)) / 2 for e in range(3)]
@@ -495,14 +498,14 @@ def test_the_other_published_options_reach_the_run(other):
     assert state["network"]["stem.0.weight"].shape[0] == 3 * (2 + 4)       # stage 3 adds 4 to --init_channels 2
     assert len({key.split(".")[1] for key in state["network"] if key.startswith("cells.")}) == 2 + 1
     # int(0.4 * 24) = 9 images: one batch of 8, the one image left over can't be normalised
-    assert round(records[0]["images_per_second"] * records[0]["seconds"]) == 8
+    assert re.findall(r"stage 1 epoch 0 step (\d+)", (other / "log.txt").read_text()) == ["1"]
 
 
 def test_all_warm_up_epochs_have_the_same_alphas(other):
-    for name, alphas in arrays(other).items():
+    for name, alphas in arrays(other).items():                             # the 2 cells of stages 1, 2 are reductions
         if alphas.dtype.kind == "f":
             assert (alphas[0] == alphas[1]).all(), name
-            assert (alphas[2] != alphas[1]).all() or name == "stage1_normal", name   # 2 cells: both are reductions
+            assert (alphas[2] != alphas[1]).all() or name in ("stage1_normal", "stage2_normal"), name
 
 
 def test_another_seed_starts_from_other_alphas(other, undisturbed):
@@ -808,7 +811,7 @@ def test_a_damaged_checkpoint_without_a_previous_one_says_to_start_anew(stopped,
     assert str(run_dir / "checkpoint.pt") in message and MEND.search(message)
 
 
-def test_a_flipped_bit_is_refused_or_without_effect_wherever_it_is(stopped, tmp_path):
+def test_a_flipped_bit_is_refused_wherever_it_is(stopped, tmp_path):
     content, expected = (stopped[0] / "checkpoint.pt").read_bytes(), checkpoint(stopped[0])
     random, refused = np.random.default_rng(0), 0
     for position in [0, 3, 8, len(content) - 1, len(content) - 20, *random.integers(len(content), size=40)]:
@@ -816,10 +819,10 @@ def test_a_flipped_bit_is_refused_or_without_effect_wherever_it_is(stopped, tmp_
         damaged[position] ^= 1 << random.integers(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            assert same(utils.load_checkpoint(tmp_path), expected), position
+            assert same(utils.load_checkpoint(tmp_path, "search"), expected), position
         except ValueError:
             refused += 1
-    assert refused > 20
+    assert refused == 45
 
 
 class Malicious:
@@ -868,7 +871,7 @@ def test_a_fresh_search_that_diverges_says_where(images, tmp_path):
 
 def test_no_checkpoint_of_weights_that_are_not_finite_is_kept(images, tmp_path):
     """The last step of an epoch diverges: its loss was still finite, and the next loss comes after the checkpoint."""
-    options = [*options_for(images, tmp_path), "--epochs", "6", "--learning_rate", "3e38", "--weight_decay", "100"]
+    options = [*options_for(images, tmp_path), "--epochs", "6", "--learning_rate", "9e37", "--weight_decay", "100"]
     error_line(run("train_search.py", *options), code=1)
     for path in the_run(tmp_path).glob("*.pt"):
         weights = torch.load(path, weights_only=True)["network"]

@@ -1,0 +1,54 @@
+"""Write a small, fixed part of Fashion-MNIST, as idx files for --dataset fashion_mnist or as a tree of PNG images.
+
+    python benchmarks/fashion_subset.py OUT --train 6000 --test 2000            # then: --tmp_data_dir OUT
+    python benchmarks/fashion_subset.py OUT --train 200 --test 100 --tree       # then: train_imagenet.py, or folder
+The first images of each class are taken, as many of every class, in stored order. Fashion-MNIST itself is looked for in
+./data and where Debian's package dataset-fashion-mnist puts it, and downloaded to ./data otherwise.
+"""
+import argparse
+import struct
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import data
+
+
+def first_of_each_class(target: torch.Tensor, n: int) -> list[int]:
+    """The indices, in order, of the first n // 10 images of every class."""
+    return sorted(i for label in range(10) for i in (target == label).nonzero().flatten()[:n // 10].tolist())
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    """Bytes after a magic number and the big-endian sizes (http://yann.lecun.com/exdb/mnist's format)."""
+    header = struct.pack(f">{1 + values.dim()}i", 0x0800 + values.dim(), *values.shape)
+    path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train", type=int, default=6000)
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--tree", action="store_true", help="PNG images in train/CLASS and val/CLASS")
+    args = parser.parse_args()
+    full = data.load("fashion_mnist", "data", image_size=28)
+    for split, name, n in (("train", "train", args.train), ("test", "t10k", args.test)):
+        images, target = getattr(full, f"{split}_images"), getattr(full, f"{split}_target")
+        chosen = first_of_each_class(target, n)
+        if args.tree:
+            for i in chosen:
+                folder = args.out / {"train": "train", "test": "val"}[split] / full.classes[target[i]].replace("/", "-")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(images[i, 0].numpy()).save(folder / f"{i}.png")
+        else:
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_idx(args.out / f"{name}-images-idx3-ubyte", images[chosen, 0])
+            write_idx(args.out / f"{name}-labels-idx1-ubyte", target[chosen])
+
+
+if __name__ == "__main__":
+    main()

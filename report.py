@@ -1,0 +1,113 @@
+"""A run's report.html: one page that opens from the disk, with pictures inside and user text escaped."""
+import base64
+import html
+import json
+import shlex
+from pathlib import Path
+
+import genotypes
+
+CITATION = """\
+@inproceedings{chen2019progressive,
+  title     = {Progressive Differentiable Architecture Search: Bridging the Depth Gap between Search and Evaluation},
+  author    = {Chen, Xin and Xie, Lingxi and Wu, Jun and Tian, Qi},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2019},
+  note      = {arXiv:1904.12760}
+}"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; line-height: 1.4; }}
+h1, pre, td {{ overflow-wrap: anywhere; }}
+pre {{ background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; }}
+figure {{ margin: 1.5em 0; }}
+figure img {{ max-width: 100%; }}
+figcaption {{ color: #555; }}
+table {{ border-collapse: collapse; }}
+th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px solid #ddd; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: dict[str, Path]) -> str:
+    """The run as one HTML page that needs nothing else: pictures are inside, user text is escaped."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    facts = [("state", progress(record, metrics)), ("device", f"{record['processes']} x {record['device']}"),
+             ("versions", versions), ("source", record["git"] or "unknown"),
+             ("time", f"{sum(row['seconds'] for row in metrics) / 3600:.2f} hours")]
+    body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
+    if (run_dir / "genotypes.json").exists():
+        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
+    body.append("<h2>Pictures</h2>")
+    for caption, path in pictures.items():
+        data = base64.b64encode(path.read_bytes()).decode()
+        body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
+                    f"<figcaption>{html.escape(caption)}</figcaption></figure>")
+    body += ["<h2>Citation</h2>", code(CITATION)]
+    return PAGE.format(title=html.escape(run_dir.resolve().name), body="\n".join(body))
+
+
+def progress(record: dict, metrics: list[dict]) -> str:
+    """How far a run is, and for an evaluation what it has reached."""
+    if not metrics:
+        return "no epoch finished yet"
+    last, epochs = metrics[-1], record["args"]["epochs"]
+    done = last["epoch"] + 1 == epochs and last.get("stage", 3) == 3
+    stage = f"stage {last['stage']}, " if record["kind"] == "search" else ""
+    state = "finished" if done else f"unfinished: {stage}epoch {last['epoch'] + 1} of {epochs}"
+    if record["kind"] == "search":
+        return state
+    return f"{state}; test accuracy last {last['test_acc']:.2f} %, best {max(row['test_acc'] for row in metrics):.2f} %"
+
+
+def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
+    """The genotypes that a search found, as HTML; writes those that aren't recommended to out, to be trained too."""
+    chosen, rows, commands = genotypes.load(str(run_dir)), [], []
+    for row in json.loads((run_dir / "genotypes.json").read_text()):
+        genotype, limit = genotypes.parse(row["genotype"]), row["max_skip"]
+        name, path = "no limit" if limit is None else f"M = {limit}", run_dir
+        if genotype == chosen:
+            name += " (recommended)"
+        else:
+            path = out / ("genotype_unrestricted.json" if limit is None else f"genotype_M{limit}.json")
+            genotypes.save(genotype, path)
+        rows.append((name, row["skips"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.1f} M"))
+        commands.append(f"# {name}\n{train_command(path, args)}")
+    head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
+    return [table(rows, head), "<p>Sizes with 36 channels and 20 cells, on CIFAR-10. To train each:</p>",
+            code("\n".join(commands)), "<p>Recommended:</p>", code(str(chosen))]
+
+
+def train_command(arch: Path, args: dict) -> str:
+    """The command that trains a cell on the search's data set; the auxiliary head needs images of 29x29 or more."""
+    words = ["python", "train_cifar.py", "--dataset", args["dataset"], "--arch", str(arch)]
+    for name in ("tmp_data_dir", "image_size"):
+        if args[name]:
+            words += [f"--{name}", str(args[name])]
+    if args["dataset"].startswith("cifar") and (args["image_size"] or 32) >= 29:
+        words += ["--auxiliary", "--cutout"]
+    return shlex.join(words)
+
+
+def code(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def table(rows: list, head: tuple = ()) -> str:
+    """Rows of values as an HTML table, their first column as headings."""
+    lines = ["<tr>" + "".join(f"<th>{html.escape(title)}</th>" for title in head) + "</tr>"] if head else []
+    for first, *values in rows:
+        cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
+        lines.append(f"<tr><th>{html.escape(str(first))}</th>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"

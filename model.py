@@ -1,13 +1,15 @@
 """The evaluation networks: a found cell stacked 20 times for CIFAR, 14 times for ImageNet (sections 4.3, 4.4)."""
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fused import fast_layout
 from genotypes import Genotype
 from operations import FactorizedReduce, ReLUConvBN, build, drop_path
 
 
 class Cell(nn.Module):
-    """One cell of a genotype: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W) -> (B, len(concat) * C, H', W')."""
+    """A cell: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W), both after ReLU -> (B, len(concat) * C, H', W')."""
 
     def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool,
                  reduction_prev: bool):
@@ -21,17 +23,25 @@ class Cell(nn.Module):
         self._ops = nn.ModuleList(build(op, C, 2 if reduction and state < 2 else 1) for op, state in genes)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
-        states = [self.preprocess0(s0), self.preprocess1(s1)]              # (B, C, H, W) each
-        edges = list(zip(self._ops, self.sources))
-        for first, second in zip(edges[::2], edges[1::2]):                 # a node sums two edges
-            states.append(self._edge(*first, states, drop_prob) + self._edge(*second, states, drop_prob))
+        states = [_apply(self.preprocess0, s0, s0), _apply(self.preprocess1, s1, s1)]  # (B, C, H, W) each
+        activated = {}                                                     # one ReLU of a state serves all its edges
+        for i, (op, source) in enumerate(zip(self._ops, self.sources)):
+            x = states[source]
+            if self.training and hasattr(op, "after_relu") and source not in activated:
+                activated[source] = F.relu(x)
+            y = _apply(op, x, activated.get(source))
+            if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
+                y = drop_path(y, drop_prob)
+            if i % 2 == 0:
+                states.append(y)                                           # a node sums two edges
+            else:
+                states[-1] = states[-1] + y
         return torch.cat([states[i] for i in self.concat], dim=1)
 
-    def _edge(self, op: nn.Module, source: int, states: list[Tensor], drop_prob: float) -> Tensor:
-        y = op(states[source])
-        if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
-            y = drop_path(y, drop_prob)
-        return y
+
+def _apply(op: nn.Module, x: Tensor, activated: Tensor | None) -> Tensor:
+    """op(x), in training from activated = relu(x) where the operation begins with a ReLU."""
+    return op.after_relu(activated) if op.training and hasattr(op, "after_relu") else op(x)
 
 
 class AuxiliaryHead(nn.Module):
@@ -80,6 +90,8 @@ class _Body(nn.Module):
         logits_aux = None
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i + 1 < len(self.cells):
+                s1 = F.relu_(s1)                                           # all that takes it begins with a ReLU
             if i == self.auxiliary_cell and self.training and hasattr(self, "auxiliary_head"):
                 logits_aux = self.auxiliary_head(s1)                       # (B, num_classes)
         return self.classifier(s1.mean(dim=(2, 3))), logits_aux            # (B, num_classes)
@@ -97,7 +109,7 @@ class NetworkCIFAR(_Body):
         self._stack(3 * C, 3 * C, C, num_classes, layers, genotype, False, 3 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = self.stem(images)                                              # (B, 3C, H, W)
+        x = F.relu_(self.stem(fast_layout(images)))  # (B, 3C, H, W)
         return self._head(x, x)
 
 
@@ -124,6 +136,6 @@ class NetworkImageNet(_Body):
         self._stack(C, C, C, num_classes, layers, genotype, True, 2 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0 = self.stem0(images)                                            # (B, C, H/4, W/4)
-        s1 = self.stem1(s0)                                                # (B, C, H/8, W/8)
+        s0 = F.relu_(self.stem0(fast_layout(images)))                                   # (B, C, H/4, W/4)
+        s1 = F.relu_(self.stem1(s0))                                       # (B, C, H/8, W/8)
         return self._head(s0, s1)

@@ -1,10 +1,13 @@
 """The candidate operations of a cell's edge (DARTS / P-DARTS search space), and drop path.
 
 The layout of the modules fixes the `state_dict` keys, which are the published ones: weights people have load unchanged.
+`forward` is the definition; in training, `after_relu` computes the same from relu(x), faster and with less memory.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fused import dilated_depthwise, pointwise_norm
 
 
 class ReLUConvBN(nn.Module):
@@ -21,6 +24,9 @@ class ReLUConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
+    def after_relu(self, x: Tensor) -> Tensor:
+        return pointwise_norm(x, self.op[1], self.op[2])
+
 
 class FactorizedReduce(nn.Module):
     """ReLU, two 1x1 stride-2 convolutions on alternate pixels, batch norm: (B, C_in, H, W) -> (B, C_out, H/2, W/2).
@@ -36,7 +42,9 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(x)                                                   # (B, C_in, H, W)
+        return self.after_relu(self.relu(x))
+
+    def after_relu(self, x: Tensor) -> Tensor:
         shifted = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))[:, :, 1:, 1:]
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
 
@@ -55,6 +63,10 @@ class DilConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        _, depthwise, pointwise, bn = self.op
+        return pointwise_norm(dilated_depthwise(x, depthwise), pointwise, bn)
 
 
 class SepConv(nn.Module):
@@ -75,6 +87,11 @@ class SepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        _, depthwise1, pointwise1, bn1, relu, depthwise2, pointwise2, bn2 = self.op
+        x = relu(pointwise_norm(depthwise1(x), pointwise1, bn1))
+        return pointwise_norm(depthwise2(x), pointwise2, bn2)
 
 
 def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:

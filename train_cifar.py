@@ -94,6 +94,7 @@ def main(args: argparse.Namespace) -> None:
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler, "batches": batches}
     state = engine.restore(run_dir, "eval", parts)
+    write_scalars = utils.scalar_writer(args, run_dir, done=state["epoch"])
     for epoch in range(state["epoch"], args.epochs):
         utils.seed_everything(args.seed, 1 + epoch)
         lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
@@ -103,6 +104,7 @@ def main(args: argparse.Namespace) -> None:
         record |= engine.train_one_epoch(trained, batches, optimizer, scaler, f"epoch {epoch}", args)
         record |= engine.test(network, test_batches(dataset, args, device), f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
+        write_scalars(epoch, record)
     engine.report(state, network, run_dir)
     if utils.rank() == 0:
         log.info(f"pictures: {visualize.draw_run(run_dir)}")

@@ -100,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     state = engine.restore(run_dir, "imagenet", parts)
+    write_scalars = utils.scalar_writer(args, run_dir, done=state["epoch"])
     for epoch in range(state["epoch"], args.epochs):
         utils.seed_everything(args.seed, 1 + epoch)
         data.set_epoch(train_loader, epoch)
@@ -110,6 +111,7 @@ def main(args: argparse.Namespace) -> None:
         record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, f"epoch {epoch}", args)
         record |= engine.test(network, val_loader, f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
+        write_scalars(epoch, record)
     engine.report(state, network, run_dir)
     if utils.rank() == 0:
         log.info(f"pictures: {visualize.draw_run(run_dir)}")

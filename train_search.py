@@ -109,6 +109,7 @@ def main(args: argparse.Namespace) -> None:
     state = utils.load_checkpoint(run_dir, "search") or {
         "kind": "search", "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [],
         "alphas": {}}
+    write_scalars = utils.scalar_writer(args, run_dir, done=len(state["metrics"]))
     for stage in make_stages(args)[state["stage"] - 1:]:
         parts = build_stage(stage, state, len(dataset.classes), train_batches, valid_batches, args, device)
         for epoch in range(state["epoch"], args.epochs):
@@ -116,6 +117,7 @@ def main(args: argparse.Namespace) -> None:
             if epoch >= args.epochs - 4:                                   # as published: in a stage's last 4 epochs
                 record |= validate(parts.network, dataset, valid_half, record, args, device)
             save_epoch(state, record, parts, run_dir, device)
+            write_scalars(len(state["metrics"]) - 1, record)
         normal_probs, reduce_probs = softmax_rows(parts.network)
         if stage.num_drop:
             state = {

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -75,15 +76,19 @@ def add_run_options(parser: Parser, seed: int, report_freq: int) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
+    parser.add_argument("--tensorboard", action="store_true", help="write the scalars for TensorBoard too")
     parser.add_argument("--deterministic", action="store_true", help="bit-identical repeats on CUDA too, slower")
 
 
-MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device"}  # these don't change what a run computes
+# what doesn't change a run's result, and so may change when it is resumed
+MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard"}
 
 
 def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
     """The command line; with --resume that run's options, which it must not contradict (exit status 2)."""
     args = parser.parse_args()
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        parser.error("--tensorboard: TensorBoard is not installed; pip install tensorboard, or leave it out")
     if args.resume is None:
         return args
     record, _ = read_run(args.resume)
@@ -427,6 +432,21 @@ def load_weights(path: str, network: nn.Module) -> None:
         raise ValueError(f"--weights {path} are another network's ({len(strange)} of {len(own)} entries differ, as "
                          f"{min(strange)}): check --arch, --init_channels, --layers and the data set")
     network.load_state_dict(weights, strict=False)
+
+
+def scalar_writer(args: argparse.Namespace, run_dir: Path, done: int):
+    """A function that writes an epoch's record for TensorBoard, if --tensorboard; `done` epochs are written already."""
+    if not args.tensorboard or rank() > 0:
+        return lambda epoch, record: None
+    from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(run_dir / "tensorboard", purge_step=done)
+
+    def write(epoch: int, record: dict) -> None:
+        for name, value in record.items():
+            if value is not None:
+                writer.add_scalar(name, value, epoch)
+        writer.flush()
+    return write
 
 
 # ---- measuring

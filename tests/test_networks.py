@@ -286,7 +286,7 @@ def test_drop_path_exempts_the_identity_and_acts_in_training_only():
     torch.manual_seed(0)
     genes = [("avg_pool_3x3", 0), ("skip_connect", 1)]
     cell = Cell(Genotype(genes, [2], genes, [2]), 4, 4, 4, False, False).double()
-    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64)
+    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64).relu()        # a cell takes what has passed a ReLU
     identity = cell.preprocess1(s1)
     pool = cell(s0, s1, 0.0) - identity
     dropped = cell(s0, s1, 0.4) - identity

@@ -1,0 +1,581 @@
+"""Nothing is lost: kills, full disks, NaN, too little memory, senseless command lines, hostile files."""
+import os
+import pickle
+import re
+import shlex
+import shutil
+import signal
+import sys
+
+import kill_loop
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kill_loop import OPTIONS, assert_nothing_torn, assert_same_result
+from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
+
+import train_cifar
+import train_imagenet
+import train_search
+import utils
+
+SEARCH, CIFAR = "train_search.py", "train_cifar.py"
+MEND = re.compile(r"free|space|leave|give|use |name |choose|lower|make|permi|writ|try |check|--resume")
+
+
+# ---- what the tests start from
+
+BEHIND = """
+import os, runpy, signal, sys
+end = list
+{}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    end()
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The options that name a small image folder."""
+    return kill_loop.write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def search(data, tmp_path_factory):
+    """A search that nobody stopped."""
+    return kill_loop.undisturbed(SEARCH, data, tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(scope="module")
+def training(data, tmp_path_factory):
+    """A training that nobody stopped."""
+    return kill_loop.undisturbed(CIFAR, data, tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def stopped(data, search, training, tmp_path_factory):
+    """script -> (a run stopped shortly before its end, what it comes to)."""
+    runs = {}
+    for script, expected in ((SEARCH, search), (CIFAR, training)):
+        save = tmp_path_factory.mktemp("stopped")
+        process = start(script, *OPTIONS[script], *data, "--save", save)
+        process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 7)  # noqa: B023
+        process.signal(signal.SIGTERM)
+        assert process.wait().code == 128 + signal.SIGTERM
+        runs[script] = the_run(save), expected
+    return runs
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """copy(script) -> (a copy of the stopped run, what it comes to)."""
+    return lambda script: (shutil.copytree(stopped[script][0], tmp_path / "run"), stopped[script][1])
+
+
+@pytest.fixture
+def run_as(tmp_path):
+    """run_as(code, values, script, *options): run a script behind `code`, which finds `values` in sys.argv."""
+    def start_it(code, values, script, *options):
+        path = tmp_path / "behind.py"
+        path.write_text(BEHIND.format(code))
+        return run(path, *values, ROOT / script, *options)
+    return start_it
+
+
+def resumed(script, run_dir):
+    outcome = run(script, "--resume", run_dir)
+    assert outcome.code == 0, outcome
+
+
+def one_line(outcome, code=1):
+    """The error line; before it only lines of the log, and nothing that logging itself complained about."""
+    assert "Logging error" not in outcome.err, outcome.err
+    message = error_line(outcome, code)
+    assert MEND.search(message), message
+    return message
+
+
+# ---- kills
+
+@pytest.mark.parametrize("script, kills", [(SEARCH, 5), (CIFAR, 8)])
+def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(script, kills, data, request, tmp_path):
+    """`python tests/kill_loop.py` does so with 30 kills of each."""
+    expected = request.getfixturevalue("search" if script == SEARCH else "training")
+    places = kill_loop.kill_at_random(script, data, expected, tmp_path, kills, seed=1)
+    assert places.total() == kills
+
+
+DIES_AFTER = """
+name, count, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+def replace(source, target, rename=os.replace):
+    global count
+    rename(source, target)
+    count -= str(target).endswith(name)
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+"""
+
+
+def assert_survives_a_kill_after(files, script, options, expected, save, run_as):
+    """Kill a run right after the nth time that a file is written, for one (file, n) after another, and resume it."""
+    run_dir = None
+    for name, count in files:
+        where = ["--resume", run_dir] if run_dir else [*options, "--save", save]
+        outcome = run_as(DIES_AFTER, [name, count], script, *where)
+        assert outcome.code == -signal.SIGKILL, (name, outcome)
+        run_dir = the_run(save)
+        assert_nothing_torn(run_dir, script, expected)
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.fixture(scope="module")
+def short_training(data, tmp_path_factory):
+    """A training of three epochs: its options and its run directory."""
+    options = [*OPTIONS[CIFAR], *data, "--epochs", 3]
+    return options, kill_loop.undisturbed(CIFAR, options, tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.parametrize("files", [
+    [("args.json", 1), ("genotype.json", 1), ("best.pt", 1), ("checkpoint.pt", 1), ("previous.pt", 2)],
+    [("checkpoint.pt", 3)], [("metrics.jsonl", 1), ("metrics.jsonl", 2)], [("weights.pt", 1), ("curves.svg", 1)]],
+    ids=["all along", "the last checkpoint", "metrics", "at the end"])
+def test_a_training_killed_between_two_files_ends_as_if_undisturbed(files, short_training, run_as, tmp_path):
+    options, expected = short_training
+    assert_survives_a_kill_after(files, CIFAR, options, expected, tmp_path / "killed", run_as)
+
+
+@pytest.fixture(scope="module")
+def short_search(data, tmp_path_factory):
+    """A search of one epoch a stage: its options and its run directory."""
+    options = [*OPTIONS[SEARCH], *data, "--epochs", 1, "--warmup_epochs", 0]
+    return options, kill_loop.undisturbed(SEARCH, options, tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.parametrize("files", [
+    [("args.json", 1), ("metrics.jsonl", 1), ("curves.png", 1), ("metrics.jsonl", 2), ("genotypes.json", 1)],
+    [("checkpoint.pt", 1), ("alphas-normal.svg", 1), ("checkpoint.pt", 2), ("genotype.json", 1)]],
+    ids=["metrics without alphas", "a checkpoint without metrics"])
+def test_a_search_killed_between_two_files_ends_as_if_undisturbed(files, short_search, run_as, tmp_path):
+    """With one epoch a stage, every kill after a checkpoint is at a stage's end."""
+    options, expected = short_search
+    assert_survives_a_kill_after(files, SEARCH, options, expected, tmp_path / "killed", run_as)
+
+
+# ---- a disk that is full, a directory that can't be written to
+
+FULL = """
+import resource, subprocess
+name, count, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+screen = os.dup(2)
+cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=screen)      # what is printed goes to a pipe, not a file
+os.dup2(cat.stdin.fileno(), 2)
+def full(event, args):
+    global count
+    if event == "open" and "w" in str(args[1]) and os.path.basename(str(args[0])).startswith(name):
+        count -= 1
+        if count == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+sys.addaudithook(full)
+def end():
+    sys.stderr.flush()
+    os.dup2(screen, 2)
+    cat.stdin.close()
+    cat.wait()
+"""
+
+
+def assert_full_disk_is_reported(script, name, count, where, run_as):
+    """No file grows beyond 100 bytes from the nth time that this one is written to: the log does not either."""
+    outcome = run_as(FULL, [name, count], script, *where)
+    message = one_line(outcome)
+    assert name in message, message
+    return message
+
+
+@pytest.mark.parametrize("name, count", [
+    ("genotype.json", 1), ("best.pt", 1), ("checkpoint.pt", 1), ("checkpoint.pt", 2), ("previous.pt", 1),
+    ("metrics.jsonl", 2), ("weights.pt", 1), ("curves.svg", 1), ("report.html", 1)])
+def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count, short_training, run_as, tmp_path):
+    options, expected = short_training
+    message = assert_full_disk_is_reported(CIFAR, name, count, [*options, "--save", tmp_path / "full"], run_as)
+    run_dir = the_run(tmp_path / "full")
+    assert str(run_dir) in message
+    assert not list(run_dir.rglob("*.tmp"))
+    assert_nothing_torn(run_dir, CIFAR, expected)
+    epochs = {"genotype.json": 0, "best.pt": 0, "checkpoint.pt": count - 1, "previous.pt": 1, "metrics.jsonl": 2}
+    state = utils.load_checkpoint(run_dir, "eval") or {"epoch": 0}
+    assert state["epoch"] == epochs.get(name, 3)
+    resumed(CIFAR, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "alphas.npz"])
+def test_a_full_disk_stops_a_search_in_one_line_and_loses_nothing(name, copy, run_as):
+    run_dir, expected = copy(SEARCH)
+    before = epochs_done(run_dir)
+    message = assert_full_disk_is_reported(SEARCH, name, 1, ["--resume", run_dir], run_as)
+    assert str(run_dir) in message
+    assert not list(run_dir.rglob("*.tmp"))
+    assert_nothing_torn(run_dir, SEARCH, expected)
+    assert len(utils.load_checkpoint(run_dir, "search")["metrics"]) >= before
+    resumed(SEARCH, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_a_full_disk_at_the_start_leaves_no_half_made_run_directory(script, data, run_as, tmp_path):
+    save = tmp_path / "full"
+    outcome = run_as(FULL, ["args.json", 1], script, *OPTIONS[script], *data, "--save", save)
+    assert str(save) in one_line(outcome)
+    assert not save.exists() or not list(save.iterdir())
+
+
+READ_ONLY = """
+import ctypes, struct
+sys.argv = sys.argv[1:]                                                    # without capabilities root is like anyone
+ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
+"""
+
+
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_a_read_only_directory_stops_a_run_in_one_line_and_loses_nothing(script, copy, run_as):
+    run_dir, expected = copy(script)
+    before = {name: content for name, content in snapshot(run_dir).items() if name != "log.txt"}
+    run_dir.chmod(0o555)
+    try:
+        outcome = run_as(READ_ONLY, [], script, "--resume", run_dir)
+    finally:
+        run_dir.chmod(0o755)
+    message = one_line(outcome)
+    assert str(run_dir) in message
+    assert {name: content for name, content in snapshot(run_dir).items() if name != "log.txt"} == before
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities and modes of files are Linux's")
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_a_run_directory_whose_log_cannot_be_written_is_refused_on_resume(script, copy, run_as):
+    run_dir, _ = copy(script)
+    (run_dir / "log.txt").chmod(0o444)
+    before = snapshot(run_dir)
+    outcome = run_as(READ_ONLY, [], script, "--resume", run_dir)
+    assert "log.txt" in one_line(outcome)
+    assert snapshot(run_dir) == before
+
+
+# ---- gradients that are not finite, too little memory
+
+NAN = """
+import torch.nn.functional as F
+count, sys.argv = int(sys.argv[1]), sys.argv[2:]
+def cross_entropy(*args, original=F.cross_entropy, **options):             # the loss is finite, its gradient is not
+    global count
+    loss = original(*args, **options)
+    count -= loss.requires_grad
+    if count == 0 and loss.requires_grad:
+        loss.register_hook(lambda grad: grad * float("nan"))
+    return loss
+F.cross_entropy = cross_entropy
+"""
+# The nth loss: a search has a weight step in epoch 0, the alphas' and the weights' in epochs 1, 2; a training has 3.
+
+
+@pytest.mark.parametrize("script, nth, place", [
+    (SEARCH, 2, "stage 1 epoch 1"), (SEARCH, 3, "stage 1 epoch 1"), (CIFAR, 4, "epoch 1"), (CIFAR, 5, "epoch 1"),
+    (CIFAR, 6, "epoch 1")], ids=["alphas", "last of a search's epoch", "first", "second", "last of an epoch"])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+        script, nth, place, data, request, run_as, tmp_path):
+    expected = request.getfixturevalue("search" if script == SEARCH else "training")
+    outcome = run_as(NAN, [nth], script, *OPTIONS[script], *data, "--save", tmp_path / "runs")
+    message = one_line(outcome)
+    assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
+    run_dir = the_run(tmp_path / "runs")
+    assert_nothing_torn(run_dir, script, expected)
+    state = utils.load_checkpoint(run_dir, kill_loop.KIND[script])
+    assert len(state["metrics"]) == 1 and epochs_done(run_dir) == 1
+    for path in run_dir.glob("*.pt"):
+        weights = torch.load(path, weights_only=True)
+        weights = weights.get("network", weights)
+        assert all(value.isfinite().all() for value in weights.values()), path
+    if script == CIFAR:                                                    # a search takes long
+        resumed(script, run_dir)
+        assert_same_result(run_dir, expected)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """run_here(main, parse, *options): utils.run in this process; (exit status or 0, what it printed)."""
+    def call(main, parse, *options):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
+        handlers, level = utils.log.handlers[:], utils.log.level
+        capsys.readouterr()
+        code = 0
+        try:
+            utils.run(main, parse)
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            utils.log.handlers[:], utils.log.level = handlers, level
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        out, err = capsys.readouterr()
+        return code, out, err
+    return call
+
+
+CUDA_MEMORY = """CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 2 MiB
+is free. Including non-PyTorch memory, this process has 79.09 GiB memory in use."""
+
+
+@pytest.mark.parametrize("module", [train_search, train_cifar, train_imagenet])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError(CUDA_MEMORY), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                 "to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)")],
+    ids=["CUDA", "Python", "CPU"])
+def test_out_of_memory_is_one_line_with_a_batch_size_to_try(module, error, run_here):
+    def main(args):
+        raise error
+    code, out, err = run_here(main, module.parse_args, "--batch_size", 64, *REQUIRED[module])
+    assert code == 1 and err.count("\n") == 1 and not out and "memory" in err
+    size = int(re.search(r"--batch_size (\d+)", err).group(1))
+    assert 1 <= size < 64
+    if module is train_search:
+        assert "--grad_checkpoint" in err
+
+
+def test_out_of_memory_with_one_image_a_step_does_not_ask_for_the_same_again(run_here):
+    def main(args):
+        raise torch.OutOfMemoryError(CUDA_MEMORY)
+    code, _, err = run_here(main, train_search.parse_args, "--batch_size", 1)
+    assert code == 1 and "memory" in err and "--batch_size 1 " not in err
+
+
+def test_an_error_that_no_person_can_mend_keeps_its_traceback(run_here):
+    def main(args):
+        raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_here(main, train_search.parse_args)
+
+
+# ---- senseless command lines
+
+REQUIRED = {train_search: [], train_cifar: [], train_imagenet: ["--tmp_data_dir", "none"]}
+NAMES = {module: sorted({option for action in module.get_args_parser()._actions for option in action.option_strings})
+         for module in REQUIRED}
+TEXT = st.text(st.characters(exclude_characters="\0"), max_size=8)         # NUL can't be in an argument
+NUMBERS = (st.integers() | st.integers(-10, 100) | st.floats() | st.sampled_from([
+    10 ** 37, 10 ** 39, 10 ** 400, "1e308", "1e400", "-0", "+1", "1_000", " 7 ", "٣", "0x10", "1,5", "nan", "-inf",
+    "9" * 5000, "0.5", "1e-400"])).map(str)
+WORDS = st.sampled_from([
+    "", " ", "-", "--", "---", "off", "fp16", "cuda", "cpu", "digits", "cifar10", "PDARTS", "random:0", "/", "..",
+    "/dev/null", "a\nb", "a\r\n--epochs", "\u2028", "\udcff", "\x1b[31m", "%s", "%(prog)s", "{}", "x" * 5000, "@file",
+    "é", "日本", "--epochs", "linear", "cosine", "none"])
+VALUES = NUMBERS | WORDS | TEXT
+
+
+@st.composite
+def command_line(draw, module, run_dirs):
+    """Up to six options, some mistyped, with values that suit them or do not; lists repeated any number of times."""
+    line = list(REQUIRED[module]) if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(0, 6))):
+        name = draw(st.sampled_from(NAMES[module]))
+        match draw(st.integers(0, 9)):
+            case 0:
+                i = draw(st.integers(1, len(name)))
+                name = name[:i] + draw(st.sampled_from(["", "x", "-", "é", "\n", " "])) + name[i + 1:]
+            case 1:
+                name = draw(VALUES)
+        value = draw(VALUES | st.sampled_from(run_dirs)) if name != "--resume" or draw(st.booleans()) else \
+            draw(st.sampled_from(run_dirs))
+        match draw(st.integers(0, 7)):
+            case 0:
+                line.append(name)
+            case 1:
+                line.append(f"{name}={value}")
+            case 2 if name in ("--add_layers", "--add_width", "--dropout_rate"):
+                line += [name, value] * draw(st.integers(1, 5))
+            case _:
+                line += [name, value]
+    return line
+
+
+@pytest.fixture(scope="module")
+def run_dirs(stopped, tmp_path_factory):
+    """Run directories, good and bad, that a fuzzed --resume may name."""
+    folder = tmp_path_factory.mktemp("run_dirs")
+    for name, content in (("nested", "[" * 100_000), ("list", "[]"), ("bytes", "\xff"), ("empty", ""),
+                          ("no args", '{"kind": "search"}'), ("other kind", '{"kind": [1], "args": {}}')):
+        (folder / name).mkdir()
+        (folder / name / "args.json").write_text(content, encoding="latin-1")
+    return [*(str(run_dir) for run_dir, _ in stopped.values()), *map(str, sorted(folder.iterdir()))]
+
+
+@pytest.mark.parametrize("module", list(REQUIRED), ids=lambda module: module.__name__)
+def test_any_command_line_is_parsed_or_refused_in_one_line(module, run_dirs, run_here, tmp_path, monkeypatch):
+    """200 of them: exit status 2, or 1 where --resume names no run of this kind; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    before = [snapshot(run_dir) for run_dir in run_dirs]
+    parsed = []
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None,
+              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @given(line=command_line(module, run_dirs))
+    def check(line):
+        count = len(parsed)
+        code, out, err = run_here(parsed.append, module.parse_args, *line)
+        assert "Traceback" not in out + err
+        if len(parsed) > count:
+            assert code == 0 and not out + err
+            assert_sensible(parsed[-1])
+        elif code == 0:
+            assert out.startswith("usage: ") and not err and ("-h" in line or "--help" in line)
+        else:
+            assert code == 2 or code == 1 and any("--resume" in word for word in line), (code, err)
+            assert not out and len(err.splitlines()) == 1 and "error: " in err, err
+
+    check()
+    assert len(parsed) > 10                                                # both ways were tried
+    assert not list(tmp_path.iterdir()) and [snapshot(run_dir) for run_dir in run_dirs] == before
+
+
+def assert_sensible(args):
+    """Every option is of its type and in its range."""
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) in (int, float):
+                assert 0 <= number < 1e38, name
+    assert args.epochs >= 1 and args.batch_size >= 1 and args.report_freq >= 1 and args.amp in ("off", "bf16", "fp16")
+    if hasattr(args, "add_layers"):
+        assert len(args.dropout_rate) == 3 and args.warmup_epochs < args.epochs
+        assert len(args.add_layers) in (2, 3) and len(args.add_width) in (2, 3)
+
+
+# ---- weights that are none
+
+class Malicious:
+    """Code that runs when it is unpickled: makes a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def evaluate(weights, data, save, *options):
+    return run(CIFAR, *OPTIONS[CIFAR], *data, "--eval", "--weights", weights, "--save", save, *options)
+
+
+def assert_refused(weights, data, tmp_path, *options):
+    """One line that names the file, exit status 1, and no run directory."""
+    outcome = evaluate(weights, data, tmp_path / "runs", *options)
+    message = error_line(outcome, 1)
+    assert str(weights) in message and outcome.err.count("\n") == 1 and not outcome.out, outcome
+    assert not (tmp_path / "runs").exists()
+    return message
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "best.pt", "checkpoint.pt"])
+def test_weights_of_a_run_test_as_the_run_did(name, training, data, tmp_path):
+    outcome = evaluate(training / name, data, tmp_path / "runs")
+    assert outcome.code == 0 and not (tmp_path / "runs").exists(), outcome
+    accuracy = [record["test_acc"] for record in metrics(training)]
+    assert f"{max(accuracy) if name == 'best.pt' else accuracy[-1]:.2f}% test accuracy" in outcome.err
+
+
+@pytest.mark.parametrize("place", ["alone", "beside the weights", "instead of a tensor", "as a name"])
+@pytest.mark.parametrize("form", ["pickle", "legacy", "zip"])
+def test_code_in_a_weights_file_is_never_executed(form, place, training, data, tmp_path):
+    path, canary = tmp_path / "weights.pt", tmp_path / "executed"
+    weights = torch.load(training / "weights.pt", weights_only=True)
+    content = {"alone": lambda code: code,
+               "beside the weights": lambda code: {"state_dict": weights, "args": code},
+               "instead of a tensor": lambda code: {**weights, "classifier.bias": code},
+               "as a name": lambda code: {**weights, code: weights["classifier.bias"]}}[place](Malicious(canary))
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    assert_refused(path, data, tmp_path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("part", ["checkpoint.pt", "previous.pt"])
+@pytest.mark.parametrize("form", ["pickle", "legacy", "zip"])
+def test_code_in_a_training_checkpoint_is_never_executed(form, part, copy, tmp_path):
+    """Neither with --resume nor with the checkpoint before, which the error offers; also where its hash is right."""
+    run_dir, _ = copy(CIFAR)
+    path, canary = run_dir / "checkpoint.pt", tmp_path / "executed"
+    hostile = {"kind": "eval", "epoch": Malicious(canary)}
+    if part == "previous.pt":
+        path = run_dir / part
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(hostile))
+    else:
+        torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
+    path.write_bytes(path.read_bytes() + utils.hashlib.sha256(path.read_bytes()).digest())
+    if part == "previous.pt":
+        (run_dir / "checkpoint.pt").write_bytes(b"damaged")
+        message = one_line_of_resume(run_dir)
+        assert shlex.join(["mv", str(path), str(run_dir / "checkpoint.pt")]) in message
+        path.rename(run_dir / "checkpoint.pt")
+    assert str(run_dir / "checkpoint.pt") in one_line_of_resume(run_dir)
+    assert not canary.exists()
+
+
+def one_line_of_resume(run_dir):
+    return error_line(run(CIFAR, "--resume", run_dir), 1)
+
+
+@pytest.mark.parametrize("options", [
+    ["--arch", "random:2"], ["--init_channels", 3], ["--layers", 4], ["--dataset", "digits"]],
+    ids=["cell", "channels", "layers", "classes"])
+def test_weights_of_another_network_are_refused(options, training, data, tmp_path):
+    message = assert_refused(training / "weights.pt", data, tmp_path, *options)
+    assert "--arch" in message
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "previous.pt"])
+def test_weights_of_a_supernet_are_refused(name, search, data, tmp_path):
+    assert "supernet" in assert_refused(search / name, data, tmp_path)
+
+
+def without_an_entry(weights):
+    return {key: value for key, value in weights.items() if key != "classifier.bias"}
+
+
+@pytest.mark.parametrize("content", [
+    lambda weights: [], lambda weights: {}, lambda weights: 3, lambda weights: torch.zeros(2), without_an_entry,
+    lambda weights: {**weights, "extra": torch.zeros(1)}, lambda weights: {**weights, "classifier.bias": 3},
+    lambda weights: {0: torch.zeros(1)}, lambda weights: {"state_dict": {"network": 3}},
+    lambda weights: {"state_dict": None}, lambda weights: {**weights, 0: torch.zeros(1)},
+    lambda weights: {**weights, "classifier.bias": torch.zeros(3)},
+    lambda weights: {**weights, "classifier.bias": torch.full((2,), float("nan"))}],
+    ids=["list", "nothing", "number", "tensor", "entry missing", "entry too many", "entry no tensor", "names no text",
+         "nested", "None", "a name no text", "entry of another shape", "NaN"])
+def test_a_file_without_these_weights_is_refused(content, training, data, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(content(torch.load(training / "weights.pt", weights_only=True)), path)
+    assert_refused(path, data, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:len(content) // 2], lambda content: content[:-1], lambda content: content[:10],
+    lambda content: b"", lambda content: b"text", lambda content: content[:100] + bytes(100) + content[200:]],
+    ids=["half", "a byte less", "ten bytes", "empty", "text", "zeros"])
+def test_truncated_weights_are_refused(damage, training, data, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(damage((training / "weights.pt").read_bytes()))
+    assert_refused(path, data, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["missing.pt", "."])
+def test_weights_that_are_no_file_are_refused(path, data, tmp_path):
+    assert_refused(tmp_path / path, data, tmp_path)

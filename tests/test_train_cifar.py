@@ -1,0 +1,743 @@
+"""CIFAR evaluation: schedule, counts, loss and accuracy against SPEC, and the script as people run and stop it."""
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scripts import (
+    MEASURED,
+    ROOT,
+    epochs_done,
+    error_line,
+    metrics,
+    run,
+    snapshot,
+    start,
+    the_run,
+)
+from test_train_search import ANY_CIFAR, write_cifar
+from torch import nn
+
+import engine
+import genotypes
+import train_cifar
+import utils
+from model import NetworkCIFAR
+from model_search import Network
+
+EPOCHS = 4                                                                 # of the runs on images()
+TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
+ONCE = [*TINY, "--epochs", 1]
+# What a person can do about it: every message has one of these words.
+MEND = re.compile(r"did you mean|leave|give|use |names?[ :]|choose|lower|add |put |replace|make|must|say |check|train |go ")
+
+
+# ---- schedule, counts, loss, accuracy (SPEC sections 3 and 5)
+
+def test_learning_rate_and_drop_path_follow_the_formulas_in_all_600_epochs(monkeypatch, tmp_path):
+    """The script's own loop, with nothing trained: what an epoch would have started with."""
+    rows = []
+
+    def finish_epoch(state, record, parts, run_dir):
+        group, = parts["optimizer"].param_groups
+        rows.append((group["lr"], parts["network"].drop_path_prob))
+        assert (record["epoch"], record["lr"], record["drop_path_prob"]) == (len(rows) - 1, *rows[-1])
+        assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-4)
+
+    for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
+                          (train_cifar.visualize, ("draw_run",))):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *args: {})
+    monkeypatch.setattr(engine, "finish_epoch", finish_epoch)
+    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_cifar.py", "--init_channels", "2", "--layers", "1", "--device", "cpu"])
+    train_cifar.main(train_cifar.parse_args())
+    assert rows == [pytest.approx((0.025 * (1 + math.cos(math.pi * e / 600)) / 2, 0.3 * e / 600), abs=1e-15)
+                    for e in range(600)]
+    assert rows[0] == (0.025, 0)
+
+
+def test_defaults_are_the_papers():
+    args = train_cifar.get_args_parser().parse_args([])
+    assert (args.init_channels, args.layers, args.epochs, args.batch_size) == (36, 20, 600, 128)
+    assert (args.learning_rate, args.momentum, args.weight_decay, args.grad_clip) == (0.025, 0.9, 3e-4, 5)
+    assert (args.auxiliary_weight, args.drop_path_prob, args.arch) == (0.4, 0.3, "PDARTS")
+
+
+def test_all_published_cells_have_the_computed_multiply_adds(golden, monkeypatch):
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):                   # counting needs no values
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+    for layer in (nn.BatchNorm2d, nn.ReLU):                                # nor what keeps the shape
+        monkeypatch.setattr(layer, "forward", lambda self, x: x)
+    cells = golden("genotypes.json")
+    assert len(cells) == 36
+    for name, cell in cells.items():
+        with torch.device("meta"):
+            network = NetworkCIFAR(36, 10, 20, False, genotypes.load(name))
+        assert utils.count_multiply_adds(network, 32) == cell["computed"]["macs_cifar10"], name
+
+
+def test_the_auxiliary_head_adds_parameters_but_no_multiply_adds():
+    with torch.device("meta"):
+        network = NetworkCIFAR(36, 10, 20, True, genotypes.load("PDARTS"))
+    assert utils.count_parameters(network) == 3_433_798 and utils.count_parameters(network, True) == 3_910_224
+    assert round(utils.count_multiply_adds(network, 32) / 1e6, 1) == 532.2
+    assert network.training                                                # counting leaves it as it was
+
+
+class GivenLogits(nn.Module):
+    """A network whose images are its logits; in training they are the auxiliary head's, too, if it has one."""
+
+    def __init__(self, num_classes: int, auxiliary: bool = False):
+        super().__init__()
+        self.auxiliary = auxiliary
+        self.classifier = nn.Linear(num_classes, num_classes, bias=False).double()
+        self.classifier.weight.data = torch.eye(num_classes, dtype=torch.float64)
+
+    def forward(self, images):
+        logits = self.classifier(images)
+        return logits, 2 * logits if self.auxiliary and self.training else None
+
+
+def test_evaluation_counts_top_1_and_top_5_over_unequal_batches():
+    """Of 7 images the target's logit is first in 2, second to fifth in 3, and sixth or later in 2."""
+    logits = torch.arange(10., 0., -1, dtype=torch.float64).repeat(7, 1)   # class c is at place c
+    target = torch.tensor([0, 4, 9, 0, 1, 5, 4])
+    network = GivenLogits(10).train()
+    loss, top1, top5 = engine.evaluate(network, [(logits[:4], target[:4]), (logits[4:6], target[4:6]),
+                                                 (logits[6:], target[6:])], "test")
+    assert (top1, top5) == pytest.approx((100 * 2 / 7, 100 * 5 / 7), rel=1e-12)
+    expected = sum(math.log(sum(math.exp(10 - c) for c in range(10))) - (10 - t) for t in target.tolist()) / 7
+    assert loss == pytest.approx(expected, rel=1e-9)                       # of all images, not of the batches' means
+    assert network.training
+
+
+def test_with_less_than_five_classes_every_image_is_in_the_top_5():
+    logits = torch.tensor([[3., 2, 1]], dtype=torch.float64).repeat(3, 1)
+    assert engine.evaluate(GivenLogits(3), [(logits, torch.tensor([0, 1, 2]))], "test")[1:] == pytest.approx(
+        (100 / 3, 100))
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
+    """1001 hits need more digits than a 16-bit float has, and 70,000 more than fp16 can hold."""
+    torch.manual_seed(0)
+    network = NetworkCIFAR(2, 10, 1, False, genotypes.load("PDARTS")).eval()
+    utils.set_precision(network, torch.device("cpu"), amp)
+    images = torch.randn(1001, 3, 8, 8)
+    with torch.no_grad():
+        logits = network(images)[0].float()
+    target = logits.argmax(1)
+    repeats = 40 if amp == "fp16" else 1
+    loss, top1, top5 = engine.evaluate(network, [(images, target)] * repeats, "test")
+    assert (top1, top5) == (100, 100)
+    assert loss == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_an_epochs_loss_is_the_cross_entropy_plus_the_auxiliary_heads_part(auxiliary):
+    torch.manual_seed(0)
+    images, target = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 0])
+    network, args = GivenLogits(4, auxiliary), SimpleNamespace(report_freq=1, auxiliary_weight=0.4, grad_clip=5.)
+    optimizer = torch.optim.SGD(network.parameters(), 0.)                  # nothing moves
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    batches = [(images[:4], target[:4]), (images[4:], target[4:])]
+    record = engine.train_one_epoch(network, batches, optimizer, scaler, "epoch 0", args)
+
+    def nll(logits):
+        return -sum(row.softmax(0)[t].log().item() for row, t in zip(logits, target.tolist())) / 6
+    assert record["train_loss"] == pytest.approx(nll(images) + 0.4 * nll(2 * images) * auxiliary, rel=1e-9)
+    assert record["train_acc"] == pytest.approx(100 * (images.argmax(1) == target).sum().item() / 6)
+
+
+@pytest.mark.parametrize("grad_clip, moved", [(1e-3, 1e-3), (1e3, None)])
+def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
+    images, target = torch.eye(4, dtype=torch.float64), torch.tensor([1, 2, 3, 0])
+    network, args = GivenLogits(4), SimpleNamespace(report_freq=1, auxiliary_weight=0.4, grad_clip=grad_clip)
+    before = network.classifier.weight.detach().clone()
+    F.cross_entropy(network(images)[0], target).backward()
+    norm = network.classifier.weight.grad.norm().item()
+    optimizer = torch.optim.SGD(network.parameters(), 1.)
+    engine.train_one_epoch(network, [(images, target)], optimizer, torch.amp.GradScaler("cpu", enabled=False), "", args)
+    step = (network.classifier.weight.detach() - before).norm().item()
+    assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)   # torch adds 1e-6 to the norm
+
+
+# ---- weights that people have
+
+def small(C=2, num_classes=10, layers=3, auxiliary=False, arch="PDARTS"):
+    return NetworkCIFAR(C, num_classes, layers, auxiliary, genotypes.load(arch))
+
+
+def prefixed(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("form", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "epoch": 600, "best_acc_top1": 75.6},
+    lambda state: {"network": state, "epoch": 600},
+    prefixed,
+    lambda state: {"state_dict": prefixed(state)},
+    lambda state: {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
+], ids=["plain", "state_dict", "network", "module.", "state_dict of module.", "of old versions"])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_weights_load_in_every_form_people_have_also_with_an_auxiliary_head_too_many(form, auxiliary, tmp_path):
+    torch.manual_seed(0)
+    state = small(auxiliary=auxiliary).state_dict()
+    torch.save(form(state), tmp_path / "weights.pt")
+    network = small()
+    utils.load_weights(str(tmp_path / "weights.pt"), network)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")
+
+
+def of_a_supernet(path, prefix=""):
+    candidates = [["max_pool_3x3", "skip_connect", "sep_conv_3x3"]] * 14
+    torch.save({prefix + k: v for k, v in Network(2, 10, 3, candidates, candidates).state_dict().items()}, path)
+    return "supernet"
+
+
+def of_a_supernet_under_data_parallel(path):
+    return of_a_supernet(path, "module.")
+
+
+def of_a_supernets_checkpoint(path):
+    of_a_supernet(path)
+    torch.save({"network": torch.load(path), "stage": 3}, path)
+    return "supernet"
+
+
+def of_another_cell(path):
+    torch.save(small(arch="DARTS_V2").state_dict(), path)
+    return "--arch"
+
+
+def of_another_class_count(path):
+    torch.save(small(num_classes=100).state_dict(), path)
+    return "data set"
+
+
+def of_other_channels(path):
+    torch.save(small(C=3).state_dict(), path)
+    return "--init_channels"
+
+
+def of_more_layers(path):
+    torch.save(small(layers=4).state_dict(), path)
+    return "--layers"
+
+
+def of_half_a_network(path):
+    torch.save(dict(list(small().state_dict().items())[::2]), path)
+    return "differ"
+
+
+def no_weights(path):
+    path.write_text("no weights")
+    return "give"
+
+
+def truncated(path):
+    torch.save(small().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return "damaged"
+
+
+def missing(path):
+    return "no such file"
+
+
+def whole_module(path):
+    torch.save(small(), path)                                              # pickled code
+    return "give"
+
+
+def list_of_tensors(path):
+    torch.save([torch.zeros(3)], path)
+    return "state_dict"
+
+
+def numbers_for_names(path):
+    torch.save({0: torch.zeros(3)}, path)
+    return str(path)
+
+
+def no_entries(path):
+    torch.save({}, path)
+    return str(path)
+
+
+OTHER_WEIGHTS = [of_a_supernet, of_a_supernet_under_data_parallel, of_a_supernets_checkpoint, of_another_cell,
+                 of_another_class_count, of_other_channels, of_more_layers, of_half_a_network, no_weights, truncated,
+                 missing, whole_module, list_of_tensors, numbers_for_names, no_entries]
+
+
+@pytest.mark.parametrize("make", OTHER_WEIGHTS)
+def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(make, tmp_path):
+    word, network = make(tmp_path / "weights.pt"), small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        utils.load_weights(str(tmp_path / "weights.pt"), network)
+    message = str(caught.value)
+    assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
+    assert ("supernet" in message) == (word == "supernet")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+# ---- what runs start from
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An image folder: 2 classes, of which 12 train and 5 validate each, 10x8 pixels."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 5)):
+        for name in ("bear", "cat"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(random.integers(256, size=(10, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def folder_options(images, save):
+    return ["--dataset", "folder", "--tmp_data_dir", images, "--image_size", 8, "--batch_size", 8, "--save", save]
+
+
+def options_for(images, save):
+    """Three steps an epoch in which everything random takes part: crops, flips, cutout, drop path."""
+    return [*TINY, *folder_options(images, save), "--cutout", "--epochs", EPOCHS, "--seed", 4]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    """The run directory of a run on images() that nobody stopped."""
+    save = tmp_path_factory.mktemp("undisturbed")
+    outcome = run("train_cifar.py", *options_for(images, save))
+    assert outcome.code == 0, outcome
+    return the_run(save)
+
+
+@pytest.fixture(scope="module")
+def stopped(images, tmp_path_factory):
+    """The same run stopped by SIGTERM after its first epoch: its run directory and how it ended."""
+    save = tmp_path_factory.mktemp("stopped")
+    script = start("train_cifar.py", *options_for(images, save))
+    script.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
+    script.signal(signal.SIGTERM)
+    return the_run(save), script.wait()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Three epochs on digits: the run directory and how it ended."""
+    save = tmp_path_factory.mktemp("digits")
+    outcome = run("train_cifar.py", *TINY, "--epochs", 3, "--batch_size", 325, "--report_freq", 2, "--save", save)
+    assert outcome.code == 0, outcome
+    return the_run(save), outcome
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_tensors(one, other):
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_same_result(run_dir, expected):
+    """Everything that two runs computed is equal, bit for bit."""
+    assert metrics(run_dir) == metrics(expected)
+    for name in ("weights.pt", "best.pt"):
+        assert_same_tensors(weights(run_dir / name), weights(expected / name))
+    one, other = (weights(path / "checkpoint.pt") for path in (run_dir, expected))
+    assert_same_tensors(one["network"], other["network"])
+    momenta = [state["optimizer"]["state"] for state in (one, other)]
+    assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[1])
+    assert (run_dir / "genotype.json").read_bytes() == (expected / "genotype.json").read_bytes()
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def without_log(run_dir):
+    """The files of a run that an error must leave as they are."""
+    return {name: content for name, content in snapshot(run_dir).items() if name != "log.txt"}
+
+
+# ---- what a run leaves
+
+def test_a_run_directory_holds_log_options_metrics_checkpoint_cell_and_both_weights(digits):
+    run_dir, _ = digits
+    assert re.fullmatch(r"eval-try-\d{8}-\d{6}", run_dir.name)
+    assert {"log.txt", "args.json", "metrics.jsonl", "checkpoint.pt", "genotype.json", "weights.pt",
+            "best.pt"} <= {path.name for path in run_dir.iterdir()}
+    record = json.loads((run_dir / "args.json").read_text())
+    assert (record["args"]["dataset"], record["args"]["epochs"], record["args"]["arch"]) == ("digits", 3, "PDARTS")
+    assert record["versions"]["torch"] == torch.__version__ and "CPU" in record["device"].upper()
+    assert genotypes.load(str(run_dir)) == genotypes.load("PDARTS")
+
+
+def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
+    run_dir, _ = digits
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    for e, record in enumerate(records):
+        assert {"epoch", "lr", "drop_path_prob", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5",
+                *MEASURED} == set(record)
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["lr"] == pytest.approx(0.025 * (1 + math.cos(math.pi * e / 3)) / 2)
+        assert record["drop_path_prob"] == pytest.approx(0.3 * e / 3)
+        assert all(record[name] > 0 for name in ("train_loss", "test_loss", *MEASURED))
+        assert 0 <= record["test_acc"] <= record["test_acc_top5"] <= 100
+        assert 5 * record["test_acc"] == pytest.approx(round(5 * record["test_acc"]), abs=1e-9)   # of 500 images
+        assert record["images_per_second"] * record["seconds"] == pytest.approx(1297)
+
+
+def test_the_log_names_device_sizes_and_a_line_every_report_freq_steps(digits):
+    run_dir, outcome = digits
+    text = (run_dir / "log.txt").read_text()
+    first = text.splitlines()[0]
+    network = NetworkCIFAR(2, 10, 3, False, genotypes.load("PDARTS"))
+    assert "CPU" in first and f"{sum(p.numel() for p in network.parameters()):,} parameters" in first
+    assert re.search(r"multiply-adds.* published convention", first)
+    assert re.findall(r"epoch 0 step (\d)", text) == ["2", "4"]            # 1297 images at 325 a step
+    assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())
+
+
+def labelled(outcome):
+    """(last, best) test accuracy of the last lines printed."""
+    text = "\n".join((outcome.out + outcome.err).splitlines()[-2:])
+    return re.search(r"last ([\d.]+)%", text).group(1), re.search(r"best ([\d.]+)%", text).group(1)
+
+
+def test_the_last_lines_have_last_and_best_accuracy_labelled(digits):
+    run_dir, outcome = digits
+    accuracies = [record["test_acc"] for record in metrics(run_dir)]
+    assert labelled(outcome) == (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}")
+
+
+def evaluated(run_dir, path, *options):
+    """What `--eval --weights path` prints for the digits run: accuracy, top-5, loss."""
+    outcome = run("train_cifar.py", *TINY, *options, "--eval", "--weights", path, cwd=run_dir)
+    assert outcome.code == 0, outcome
+    line, = [line for line in (outcome.out + outcome.err).splitlines() if "accuracy" in line]
+    return re.findall(r"\d+\.\d+", line)
+
+
+def test_eval_of_the_weights_reports_the_accuracy_of_the_run(digits, tmp_path):
+    run_dir, _ = digits
+    records, before = metrics(run_dir), snapshot(run_dir.parent)
+    best = max(records, key=lambda record: record["test_acc"])             # the first of equal ones
+    rows = {name: [f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
+            for name, record in (("weights.pt", records[-1]), ("best.pt", best), ("checkpoint.pt", records[-1]))}
+    assert evaluated(run_dir, "weights.pt") == rows["weights.pt"]
+    assert evaluated(run_dir, run_dir / "best.pt", "--batch_size", "77") == rows["best.pt"]
+    assert evaluated(run_dir, run_dir / "checkpoint.pt", "--arch", run_dir) == rows["checkpoint.pt"]
+    torch.save({"state_dict": prefixed(weights(run_dir / "best.pt"))}, tmp_path / "theirs.pth.tar")
+    assert evaluated(run_dir, tmp_path / "theirs.pth.tar") == rows["best.pt"]
+    assert snapshot(run_dir.parent) == before                              # a test leaves nothing
+
+
+@pytest.mark.parametrize("make", [of_a_supernet, of_another_cell, no_weights, missing, numbers_for_names])
+def test_eval_refuses_other_weights_with_one_line_and_status_1(make, tmp_path):
+    word = make(tmp_path / "weights.pt")
+    outcome = run("train_cifar.py", *TINY, "--eval", "--weights", tmp_path / "weights.pt", "--save", tmp_path / "runs")
+    message = error_line(outcome, code=1)
+    assert word in message and MEND.search(message) or word == "no such file"
+    assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+# ---- which cell
+
+def test_arch_takes_a_name_a_file_a_search_run_and_a_random_cell(images, tmp_path):
+    cell = genotypes.load("DARTS_V1")
+    (tmp_path / "search-try-20300102-030405").mkdir()
+    genotypes.save(cell, tmp_path / "search-try-20300102-030405" / "genotype.json")
+    genotypes.save(cell, tmp_path / "mine.json")
+    found = {}
+    for arch in ("DARTS_V1", tmp_path / "mine.json", tmp_path / "search-try-20300102-030405", "random:0"):
+        save = tmp_path / f"runs{len(found)}"
+        outcome = run("train_cifar.py", *ONCE, *folder_options(images, save), "--arch", arch)
+        assert outcome.code == 0, outcome
+        run_dir = the_run(save)
+        found[str(arch)] = genotypes.load(str(run_dir))
+        network = NetworkCIFAR(2, 2, 3, False, found[str(arch)])
+        network.load_state_dict(weights(run_dir / "weights.pt"))           # what was trained is what is recorded
+    drawn = found.pop("random:0")
+    assert all(genotype == cell for genotype in found.values())
+    assert drawn == genotypes.load("random:0") and drawn not in genotypes.PUBLISHED.values()
+
+
+def assert_refused(code, value, *options, save):
+    """One line that names the value and a mend, the exit status, and no run directory; the line."""
+    outcome = run("train_cifar.py", *ONCE, *options, "--save", save)
+    message = error_line(outcome, code)
+    assert value in message, message
+    assert MEND.search(message.replace(value, "")), message
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert not save.exists() or not list(save.iterdir())
+    return message
+
+
+def test_an_unknown_name_lists_the_near_ones(tmp_path):
+    for name, near in (("PDART", {"PDARTS"}), ("PC_DARTS", {"PC_DARTS_cifar", "PC_DARTS_image"})):
+        message = assert_refused(1, f"'{name}'", "--arch", name, save=tmp_path / "runs")
+        assert near <= set(re.findall(r"\w+", message.split("near names:")[1]))
+
+
+def test_a_name_is_never_executed(tmp_path):
+    assert_refused(1, "mkdir", "--arch", f"__import__('os').mkdir({str(tmp_path / 'executed')!r})",
+                   save=tmp_path / "runs")
+    assert not (tmp_path / "executed").exists()
+
+
+def genotype_text(**changes):
+    record = {"normal": [["sep_conv_3x3", 0], ["skip_connect", 1]] * 4, "normal_concat": [2, 3, 4, 5],
+              "reduce": [["max_pool_3x3", 0], ["max_pool_3x3", 1]] * 4, "reduce_concat": [2, 3, 4, 5]}
+    return json.dumps(record | changes)
+
+
+@pytest.mark.parametrize("content, word", [
+    (genotype_text(normal=[["sep_conv_9x9", 0], ["skip_connect", 1]] * 4), "sep_conv_9x9"),
+    (genotype_text(reduce=[["max_pool_3x3", 0], ["max_pool_3x3", 2]] * 4), "reduce"),
+    (genotype_text(reduce=[["max_pool_3x3", -1], ["max_pool_3x3", 1]] * 4), "reduce"),
+    (genotype_text(normal=[["skip_connect", 1]] * 7), "normal"),
+    (genotype_text(normal_concat=[2, 3, 4, 6]), "normal_concat"),
+    (genotype_text(normal=None), "normal"),
+    ("[" * 100_000, "cell.json"), ("{", "cell.json"), ("", "cell.json"), ("[]", "cell.json"), ("\0", "cell.json"),
+], ids=["operation", "state", "negative", "length", "concat", "null", "deep", "no JSON", "empty", "list", "zero"])
+def test_a_genotype_file_with_errors_is_refused_by_name(tmp_path, content, word):
+    (tmp_path / "cell.json").write_text(content)
+    outcome = run("train_cifar.py", *ONCE, "--arch", tmp_path / "cell.json", "--save", tmp_path / "runs")
+    message = error_line(outcome, code=1)
+    assert word in message and "cell.json" in message and outcome.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_directory_of_an_unfinished_search_is_refused(tmp_path):
+    (tmp_path / "search").mkdir()
+    assert_refused(1, str(tmp_path / "search"), "--arch", tmp_path / "search", save=tmp_path / "runs")
+
+
+# ---- other ways to train
+
+def test_auxiliary_and_cutout_train_on_32x32_images_and_keep_the_head_in_the_weights(images, tmp_path):
+    outcome = run("train_cifar.py", *ONCE, *folder_options(images, tmp_path), "--image_size", 32, "--auxiliary",
+                  "--cutout")
+    assert outcome.code == 0, outcome
+    state = weights(the_run(tmp_path) / "weights.pt")
+    assert any(name.startswith("auxiliary_head.") for name in state)
+    network = NetworkCIFAR(2, 2, 3, True, genotypes.load("PDARTS"))
+    network.load_state_dict(state)
+    plain = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head."))
+    whole = sum(p.numel() for p in network.parameters())
+    assert f"{plain:,} parameters" in outcome.err and f"{whole:,} with the auxiliary head" in outcome.err
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_an_auxiliary_head_is_refused_on_images_too_small_for_it(images, tmp_path, size):
+    assert_refused(1, f"{size}x{size}", "--auxiliary", *folder_options(images, tmp_path / "runs")[:-2],
+                   "--image_size", size, save=tmp_path / "runs")
+
+
+def test_bf16_runs_on_the_cpu(images, tmp_path):
+    outcome = run("train_cifar.py", *ONCE, *folder_options(images, tmp_path), "--amp", "bf16")
+    assert outcome.code == 0, outcome
+    record, = metrics(the_run(tmp_path))
+    assert math.isfinite(record["train_loss"])
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(the_run(tmp_path) / "best.pt").values())
+
+
+EAGER = """
+import runpy, sys, torch
+compile = torch.nn.Module.compile
+torch.nn.Module.compile = lambda module: (print("compiled"), compile(module, backend="eager", fullgraph=True))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(images, tmp_path):
+    """With a backend that needs no C++ compiler."""
+    (tmp_path / "eager.py").write_text(EAGER)
+    options = ["--init_channels", 2, "--layers", 1, "--device", "cpu", "--epochs", 2]
+    for save, script in (("plain", ["train_cifar.py"]), ("compiled", [tmp_path / "eager.py", ROOT / "train_cifar.py",
+                                                                    "--compile"])):
+        outcome = run(*script, *options, *folder_options(images, tmp_path / save))
+        assert outcome.code == 0, outcome
+        assert ("compiled" in outcome.out) == (save == "compiled")
+    plain, compiled = (weights(the_run(tmp_path / save) / "weights.pt") for save in ("plain", "compiled"))
+    assert list(plain) == list(compiled)
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, classes, extra", [("cifar10", 10, ""), ("cifar100", 100, "--cifar100")])
+def test_the_published_command_works_word_for_word(tmp_path, name, classes, extra):
+    published = "--tmp_data_dir DIR --auxiliary --cutout --save log_path --note note_of_this_run"
+    write_cifar(tmp_path / "DIR", classes, count=8)
+    (tmp_path / "any_cifar.py").write_text(ANY_CIFAR)
+    outcome = run(tmp_path / "any_cifar.py", ROOT / "train_cifar.py", *shlex.split(published), *shlex.split(extra),
+                  *ONCE, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    run_dir = the_run(tmp_path / "log_path")
+    assert run_dir.name.startswith("eval-note_of_this_run-")
+    args = json.loads((run_dir / "args.json").read_text())["args"]
+    assert (args["dataset"], args["arch"], args["auxiliary"], args["cutout"]) == (name, "PDARTS", True, True)
+    state = weights(run_dir / "weights.pt")
+    assert state["classifier.bias"].shape == state["auxiliary_head.classifier.bias"].shape == (classes,)
+
+
+OTHER_PUBLISHED = """--workers 4 --batch_size 12 --learning_rate 0.02 --momentum 0.8 --weight_decay 1e-4 --report_freq 1
+    --epochs 2 --init_channels 3 --layers 2 --drop_path_prob 0.2 --seed 3 --grad_clip 4 --cutout --cutout_length 3
+    --auxiliary --auxiliary_weight 0.5 --arch DARTS_V2"""
+
+
+def test_the_other_published_options_reach_the_run(images, tmp_path):
+    outcome = run("train_cifar.py", *OTHER_PUBLISHED.split(), "--device", "cpu", "--dataset", "folder",
+                  "--tmp_data_dir", images, "--image_size", 32, "--save", tmp_path)
+    assert outcome.code == 0, outcome
+    run_dir = the_run(tmp_path)
+    group, = weights(run_dir / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.8, 1e-4, pytest.approx(0.01))
+    assert [record["lr"] for record in metrics(run_dir)] == pytest.approx([0.02, 0.01])
+    assert [record["drop_path_prob"] for record in metrics(run_dir)] == pytest.approx([0, 0.1])
+    assert weights(run_dir / "weights.pt")["stem.0.weight"].shape[0] == 3 * 3
+    assert re.findall(r"epoch 1 step (\d)", (run_dir / "log.txt").read_text()) == ["1", "2"]
+
+
+# ---- kill, stop, continue
+
+def test_a_run_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
+    script = start("train_cifar.py", *options_for(images, tmp_path))
+    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))          # before there is anything to continue from
+    for lines, seconds in [(0, 0), (1, 0), (2, 0.02), (3, 0.01)]:          # lines in metrics.jsonl, seconds after
+        script.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
+        time.sleep(seconds)
+        script.signal(signal.SIGKILL)
+        assert script.wait().code in (-signal.SIGKILL, 0)
+        done = epochs_done(the_run(tmp_path))
+        assert not done or metrics(the_run(tmp_path)) == metrics(undisturbed)[:done]
+        script = start("train_cifar.py", "--resume", the_run(tmp_path))
+    outcome = script.wait()
+    assert outcome.code == 0, outcome
+    assert_same_result(the_run(tmp_path), undisturbed)
+    accuracies = [record["test_acc"] for record in metrics(undisturbed)]
+    assert labelled(outcome) == (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}")
+
+
+def test_sigterm_ends_a_run_with_status_143_and_a_command_that_continues_it(stopped, undisturbed, tmp_path):
+    run_dir, outcome = stopped
+    assert outcome.code == 143 and "Traceback" not in outcome.err
+    assert epochs_done(run_dir) < EPOCHS and not (run_dir / "weights.pt").exists()
+    command = shlex.split(outcome.err.splitlines()[-1].split(": ")[-1])
+    assert command[0] == "python" and command[-2:] == ["--resume", str(run_dir)]
+    shutil.copytree(run_dir, tmp_path / "run")
+    assert run(*command[1:-1], tmp_path / "run").code == 0
+    assert_same_result(tmp_path / "run", undisturbed)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(undisturbed, tmp_path):
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    (run_dir / "weights.pt").unlink()
+    outcome = run("train_cifar.py", "--resume", run_dir)
+    assert outcome.code == 0, outcome
+    assert_same_result(run_dir, undisturbed)
+
+
+def test_a_run_continues_without_the_file_its_cell_came_from(images, tmp_path):
+    """It has the cell in its own genotype.json."""
+    genotypes.save(genotypes.load("DARTS_V1"), tmp_path / "mine.json")
+    script = start("train_cifar.py", *options_for(images, tmp_path / "runs"), "--arch", "mine.json", cwd=tmp_path)
+    script.wait_until(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")))
+    script.signal(signal.SIGKILL)
+    script.wait()
+    os.replace(tmp_path / "mine.json", tmp_path / "gone.json")
+    outcome = run("train_cifar.py", "--resume", the_run(tmp_path / "runs"))
+    assert outcome.code == 0, outcome
+    assert genotypes.load(str(the_run(tmp_path / "runs"))) == genotypes.load("DARTS_V1")
+    assert len(metrics(the_run(tmp_path / "runs"))) == EPOCHS
+
+
+@pytest.mark.parametrize("option", ["--epochs 9", "--layers 4", "--arch DARTS_V2", "--auxiliary", "--drop_path_prob 0",
+                                    "--seed 5", "--cutout_length 2"])
+def test_options_that_would_change_the_run_are_refused_on_resume(stopped, option):
+    run_dir, _ = stopped
+    before = snapshot(run_dir)
+    outcome = run("train_cifar.py", "--resume", run_dir, *option.split())
+    message = error_line(outcome, code=2)
+    assert option.split()[0] in message and MEND.search(message)
+    assert outcome.err.count("\n") == 1 and snapshot(run_dir) == before
+
+
+def test_resume_on_a_folder_of_other_classes_is_refused(images, stopped, tmp_path):
+    """--tmp_data_dir may change, for data sets move; this one is another."""
+    root, run_dir = shutil.copytree(images, tmp_path / "images"), shutil.copytree(stopped[0], tmp_path / "run")
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "cat", root / split / "dog")
+    before = without_log(run_dir)
+    outcome = run("train_cifar.py", "--resume", run_dir, "--tmp_data_dir", root)
+    error_line(outcome, code=1)
+    assert without_log(run_dir) == before
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_offered(stopped, tmp_path):
+    run_dir = shutil.copytree(stopped[0], tmp_path / "run")
+    content = (run_dir / "checkpoint.pt").read_bytes()
+    shutil.copy(run_dir / "checkpoint.pt", run_dir / "previous.pt")
+    (run_dir / "checkpoint.pt").write_bytes(content[:-100])
+    before = without_log(run_dir)
+    message = error_line(run("train_cifar.py", "--resume", run_dir), code=1)
+    assert str(run_dir / "checkpoint.pt") in message and "previous.pt" in message
+    assert without_log(run_dir) == before
+
+
+def test_a_run_of_another_script_is_refused(stopped):
+    run_dir, _ = stopped
+    before = snapshot(run_dir)
+    message = error_line(run("train_search.py", "--resume", run_dir), code=1)
+    assert str(run_dir) in message and "eval" in message and snapshot(run_dir) == before
+
+
+# ---- bad input
+
+@pytest.mark.parametrize("options, right", [
+    ("--auxilary", "--auxiliary"), ("--drop_path 0.3", "--drop_path_prob"), ("--weight w.pt", "--weights"),
+    ("--cut_out", "--cutout")])
+def test_a_mistyped_option_is_an_error_that_names_the_right_one(tmp_path, options, right):
+    outcome = run("train_cifar.py", *ONCE, *options.split(), "--save", tmp_path / "runs")
+    assert right in re.findall(r"--\w+", error_line(outcome, code=2).split("did you mean")[1])
+    assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("options, value", [
+    ("--epochs 0", "0"), ("--layers -1", "-1"), ("--drop_path_prob 1", "1"), ("--drop_path_prob nan", "nan"),
+    ("--auxiliary_weight -1", "-1"), ("--amp fp8", "fp8"), ("--dataset mnist", "mnist"),
+    ("--cifar100 --dataset digits", "--cifar100"), ("--eval", "--weights"), ("--weights w.pt", "--eval")])
+def test_a_command_line_that_makes_no_sense_is_refused(tmp_path, options, value):
+    assert_refused(2, value, *options.split(), save=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("options, value", [
+    ("--image_size 7", "7"), ("--device gpu", "gpu"), ("--dataset folder --tmp_data_dir nowhere", "nowhere"),
+    ("--arch random:x", "random:x")])
+def test_what_cannot_be_used_is_refused(tmp_path, options, value):
+    assert_refused(1, value, *options.split(), save=tmp_path / "runs")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images, tmp_path):
+    outcome = run("train_cifar.py", *options_for(images, tmp_path), "--learning_rate", "1e30")
+    message = error_line(outcome, code=1)
+    assert re.search(r"epoch 0, step [23]", message) and "--learning_rate" in message
+    assert not list(tmp_path.rglob("*.pt"))

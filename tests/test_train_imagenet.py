@@ -1,0 +1,461 @@
+"""ImageNet evaluation: schedules, counts and loss against SPEC, and the script on a small tree of image folders."""
+import json
+import math
+import re
+import shlex
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import MEASURED, epochs_done, error_line, metrics, run, snapshot, start, the_run
+from torch import nn
+
+import engine
+import genotypes
+import train_imagenet
+import utils
+from model import NetworkImageNet
+
+EPOCHS = 6                                                                 # the linear schedule needs more than 5
+CLASSES = ("ant", "bee", "cow")
+TINY = shlex.split("--init_channels 4 --layers 3 --image_size 32 --device cpu")
+ONCE = [*TINY, "--epochs", 1, "--lr_scheduler", "cosine", "--batch_size", 8, "--workers", 0]
+# What a person can do about it: every message has one of these words.
+MEND = re.compile(r"did you mean|leave|give|use |name |choose|lower|add |put |replace|make|must|say |check|train |lists")
+
+
+# ---- schedules, counts, loss (SPEC section 4)
+
+def options(monkeypatch, *words):
+    """The command line, parsed as the script does it."""
+    monkeypatch.setattr("sys.argv", ["train_imagenet.py", "--tmp_data_dir", "DIR", *map(str, words)])
+    return train_imagenet.parse_args()
+
+
+def linear(lr, e, E):
+    return lr * (E - 5 - e) / (E - 5) if E - e > 5 else lr * (E - e) / (5 * (E - 5))
+
+
+def cosine(lr, e, E):
+    return lr * (1 + math.cos(math.pi * e / E)) / 2
+
+
+def warmed_up(lr, e):
+    return lr * (e + 1) / 5 if e < 5 else lr
+
+
+@pytest.mark.parametrize("scheduler, formula", [("linear", linear), ("cosine", cosine)])
+@pytest.mark.parametrize("batch, lr, warm_up", [
+    ([], 0.5, True), (["--batch_size", 1024], 0.5, True), (["--batch_size", 256], 0.1, False),
+    (["--batch_size", 257, "--learning_rate", 0.3], 0.3, True), (["--batch_size", 64, "--learning_rate", 0.2], 0.2, False)])
+def test_learning_rate_follows_the_formulas_in_all_250_epochs(monkeypatch, scheduler, formula, batch, lr, warm_up):
+    args = options(monkeypatch, *batch, "--lr_scheduler", scheduler)
+    assert args.epochs == 250
+    for e in range(250):
+        expected = warmed_up(formula(lr, e, 250), e) if warm_up else formula(lr, e, 250)
+        assert train_imagenet.learning_rate(args, e) == pytest.approx(expected, rel=1e-12, abs=1e-15), e
+
+
+@pytest.mark.parametrize("epochs", [6, 7, 10, 11])
+def test_learning_rate_of_short_runs_follows_the_formulas(monkeypatch, epochs):
+    args = options(monkeypatch, "--epochs", epochs)
+    for e in range(epochs):
+        expected = warmed_up(linear(0.5, e, epochs), e)
+        assert train_imagenet.learning_rate(args, e) == pytest.approx(expected, rel=1e-12)
+
+
+def test_defaults_are_the_papers(monkeypatch):
+    args = options(monkeypatch)
+    assert (args.init_channels, args.layers, args.image_size, args.epochs) == (48, 14, 224, 250)
+    assert (args.learning_rate, args.batch_size, args.lr_scheduler) == (0.5, 1024, "linear")
+    assert (args.momentum, args.weight_decay, args.grad_clip) == (0.9, 3e-5, 5)
+    assert (args.label_smooth, args.auxiliary_weight, args.drop_path_prob, args.arch) == (0.1, 0.4, 0, "PDARTS")
+    assert options(monkeypatch, "--batch_size", "256").learning_rate == 0.1
+
+
+def test_all_published_cells_have_the_computed_multiply_adds(golden, monkeypatch):
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):                   # counting needs no values
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+    for layer in (nn.BatchNorm2d, nn.ReLU):                                # nor what keeps the shape
+        monkeypatch.setattr(layer, "forward", lambda self, x: x)
+    cells = golden("genotypes.json")
+    assert len(cells) == 36
+    for name, cell in cells.items():
+        with torch.device("meta"):
+            network = NetworkImageNet(48, 1000, 14, False, genotypes.load(name))
+        assert utils.count_multiply_adds(network, 224) == cell["computed"]["macs_imagenet"], name
+
+
+def test_the_released_cell_has_557_million_multiply_adds_in_the_published_convention():
+    with torch.device("meta"):
+        network = NetworkImageNet(48, 1000, 14, True, genotypes.load("PDARTS"))
+    assert round(utils.count_multiply_adds(network, 224) / 1e6, 1) == 542.8
+    assert round(utils.count_multiply_adds(network, 224, published=True) / 1e6, 1) == 557.1
+
+
+class Constant(nn.Module):
+    """A network that gives every image the same logits; the auxiliary head's are others."""
+    logits = [1.0, 0.0, -2.0]
+    logits_aux = [0.0, 0.5, 3.0]
+
+    def __init__(self, C, num_classes, layers, auxiliary, genotype):
+        super().__init__()
+        self.classifier = nn.Linear(3, 1, bias=False)
+        self.classifier.weight.data = torch.tensor([self.logits])
+        self.auxiliary, self.seen = auxiliary, []
+
+    def forward(self, images):
+        self.seen.append((self.training, self.drop_path_prob))
+        logits_aux = torch.tensor([self.logits_aux]) if self.auxiliary and self.training else None
+        return [x if x is None else x.expand(len(images), 3) for x in (self.classifier.weight, logits_aux)]
+
+
+def smoothed(logits, target, epsilon):
+    """The published loss: -sum_c q_c log p_c with q = (1 - epsilon) onehot + epsilon / number of classes."""
+    log_p = [z - math.log(sum(map(math.exp, logits))) for z in logits]
+    return -sum(((1 - epsilon) * (c == target) + epsilon / len(logits)) * log_p[c] for c in range(len(logits)))
+
+
+def write_images(root, train, val, classes=CLASSES, size=(40, 36)):
+    """Image folders of noise: `train` and `val` images of each class, the first class having one more to train."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count + (split == "train" and name == classes[0])):
+                Image.fromarray(random.integers(256, size=(*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("words, epsilon", [("", 0.1), ("--label_smooth 0.4", 0.4), ("--label_smooth 0", 0)])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
+        monkeypatch, tmp_path, words, epsilon, auxiliary):
+    """On a network of constant logits that learns nothing, at 3, 2 and 2 training images of the classes."""
+    write_images(tmp_path, train=2, val=1, size=(8, 8))
+    monkeypatch.setattr(train_imagenet, "NetworkImageNet", Constant)
+    monkeypatch.setattr(engine, "log_start", lambda *args: None)
+    monkeypatch.setattr(train_imagenet.visualize, "draw_run", lambda *args: None)
+    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    args = options(monkeypatch, *words.split(), *ONCE, "--learning_rate", 0, "--tmp_data_dir", tmp_path,
+                   *(["--auxiliary", "--image_size", "193"] if auxiliary else []))
+    train_imagenet.main(args)
+    record, = metrics(tmp_path)
+    counts = [3, 2, 2]
+    assert record["test_loss"] == pytest.approx(sum(smoothed(Constant.logits, c, 0) for c in range(3)) / 3, rel=1e-5)
+    assert (record["test_acc"], record["test_acc_top5"]) == pytest.approx((100 / 3, 100))
+    expected = sum(n * (smoothed(Constant.logits, c, epsilon) + 0.4 * auxiliary *
+                        smoothed(Constant.logits_aux, c, epsilon)) for c, n in enumerate(counts)) / 7
+    assert record["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch, tmp_path):
+    write_images(tmp_path, train=2, val=1, size=(8, 8))
+    rows = []
+    for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
+                          (train_imagenet.visualize, ("draw_run",))):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *args, **kwargs: {})
+    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr(engine, "finish_epoch", lambda state, record, parts, run_dir: rows.append(
+        (parts["network"].drop_path_prob, record["drop_path_prob"], parts["optimizer"].param_groups[0]["lr"])))
+    args = options(monkeypatch, *TINY, "--tmp_data_dir", tmp_path, "--drop_path_prob", 0.2, "--workers", 0)
+    train_imagenet.main(args)
+    assert rows == [pytest.approx((0.2 * e / 250, 0.2 * e / 250, warmed_up(linear(0.5, e, 250), e)), abs=1e-15)
+                    for e in range(250)]
+
+
+# ---- what runs start from
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """ROOT/imagenet/{train,val}: 3 classes of 4 (one of 5) images to train and 2 to validate."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "imagenet", train=4, val=2)
+    return root
+
+
+def options_for(images, save, workers=0):
+    """Two steps an epoch on 13 images of 40x36, cropped to 32x32."""
+    return [*TINY, "--tmp_data_dir", images, "--batch_size", 8, "--epochs", EPOCHS, "--drop_path_prob", 0.2,
+            "--report_freq", 1, "--seed", 3, "--workers", workers, "--save", save]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    """A run on images(), without workers, that nobody stopped: its run directory and how it ended."""
+    save = tmp_path_factory.mktemp("undisturbed")
+    outcome = run("train_imagenet.py", *options_for(images, save), "--note", "calm")
+    assert outcome.code == 0, outcome
+    return the_run(save), outcome
+
+
+@pytest.fixture(scope="module")
+def stopped(images, tmp_path_factory):
+    """The same run with two workers, stopped by SIGTERM after its first epoch."""
+    save = tmp_path_factory.mktemp("stopped")
+    script = start("train_imagenet.py", *options_for(images, save, workers=2))
+    script.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
+    script.signal(signal.SIGTERM)
+    return the_run(save), script.wait(timeout=20)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_result(run_dir, expected):
+    """Everything that two runs computed is equal, bit for bit."""
+    assert metrics(run_dir) == metrics(expected)
+    for name in ("weights.pt", "best.pt"):
+        one, other = weights(run_dir / name), weights(expected / name)
+        assert list(one) == list(other) and all(torch.equal(one[key], other[key]) for key in one), name
+    assert (run_dir / "genotype.json").read_bytes() == (expected / "genotype.json").read_bytes()
+    assert not list(run_dir.glob("*.tmp"))
+
+
+# ---- what a run leaves
+
+def test_a_run_directory_holds_log_options_metrics_checkpoint_cell_and_both_weights(undisturbed):
+    run_dir, _ = undisturbed
+    assert re.fullmatch(r"imagenet-calm-\d{8}-\d{6}", run_dir.name)
+    assert {"log.txt", "args.json", "metrics.jsonl", "checkpoint.pt", "genotype.json", "weights.pt",
+            "best.pt"} <= {path.name for path in run_dir.iterdir()}
+    args = json.loads((run_dir / "args.json").read_text())["args"]
+    assert (args["arch"], args["lr_scheduler"], args["label_smooth"]) == ("PDARTS", "linear", 0.1)
+    assert genotypes.load(str(run_dir)) == genotypes.load("PDARTS")
+    assert weights(run_dir / "weights.pt")["classifier.bias"].shape == (3,)
+
+
+def test_metrics_have_one_object_per_epoch_with_all_fields(undisturbed):
+    run_dir, _ = undisturbed
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(EPOCHS))
+    for e, record in enumerate(records):
+        assert {"epoch", "lr", "drop_path_prob", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5",
+                *MEASURED} == set(record)
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["lr"] == pytest.approx(linear(0.1 * 8 / 256, e, EPOCHS))   # no warm-up below 256
+        assert record["drop_path_prob"] == pytest.approx(0.2 * e / EPOCHS)
+        assert record["test_acc_top5"] == 100                              # of 3 classes
+        assert record["test_acc"] * 6 / 100 == pytest.approx(round(record["test_acc"] * 6 / 100))   # of 6 images
+        assert record["images_per_second"] * record["seconds"] == pytest.approx(13)
+
+
+def test_the_log_names_device_and_sizes_and_the_last_lines_last_and_best_accuracy(undisturbed):
+    run_dir, outcome = undisturbed
+    text = (run_dir / "log.txt").read_text()
+    first, network = text.splitlines()[0], NetworkImageNet(4, 3, 3, False, genotypes.load("PDARTS"))
+    assert "CPU" in first and f"{sum(p.numel() for p in network.parameters()):,} parameters" in first
+    assert re.search(r"multiply-adds at 32x32.* published convention", first)
+    assert re.findall(r"epoch 5 step (\d)", text) == ["1", "2"]
+    accuracies = [record["test_acc"] for record in metrics(run_dir)]
+    last_lines = "\n".join((outcome.out + outcome.err).splitlines()[-2:])
+    assert f"last {accuracies[-1]:.2f}%" in last_lines and f"best {max(accuracies):.2f}%" in last_lines
+
+
+def evaluated(images, path, *words):
+    """What `--eval --weights path` prints: top-1, top-5, loss."""
+    outcome = run("train_imagenet.py", *TINY, *words, "--tmp_data_dir", images, "--eval", "--weights", path,
+                  "--save", path.parent / "none")
+    assert outcome.code == 0, outcome
+    assert not (path.parent / "none").exists()
+    line, = [line for line in (outcome.out + outcome.err).splitlines() if "accuracy" in line]
+    return re.findall(r"\d+\.\d+", line)
+
+
+def test_eval_of_the_weights_reports_the_accuracy_of_the_run(images, undisturbed, tmp_path):
+    run_dir, _ = undisturbed
+    records = metrics(run_dir)
+    best = max(records, key=lambda record: record["test_acc"])             # the first of equal ones
+    last, best = ([f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
+                  for record in (records[-1], best))
+    assert evaluated(images, run_dir / "weights.pt", "--workers", 0) == last
+    state = {f"module.{name}": value for name, value in weights(run_dir / "best.pt").items()}
+    torch.save({"state_dict": state, "epoch": 250}, tmp_path / "theirs.pth.tar")
+    assert evaluated(images / "imagenet", tmp_path / "theirs.pth.tar", "--batch_size", 5, "--workers", 2) == best
+
+
+def test_eval_refuses_weights_of_another_class_count(images, tmp_path):
+    torch.save(NetworkImageNet(4, 1000, 3, False, genotypes.load("PDARTS")).state_dict(), tmp_path / "w.pt")
+    message = assert_refused(1, "w.pt", "--eval", "--weights", tmp_path / "w.pt", images=images, save=tmp_path / "runs")
+    assert "classifier" in message
+
+
+# ---- other ways to train
+
+def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_224x224(tmp_path):
+    write_images(tmp_path / "DIR", train=1, val=1)                         # without a folder `imagenet`
+    published = "--tmp_data_dir DIR --save log_path --auxiliary --note note_of_this_run"
+    outcome = run("train_imagenet.py", *shlex.split(published), "--init_channels", 4, "--layers", 3, "--epochs", 1,
+                  "--lr_scheduler", "cosine", "--device", "cpu", "--workers", 1, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    run_dir = the_run(tmp_path / "log_path")
+    assert run_dir.name.startswith("imagenet-note_of_this_run-") and "at 224x224" in outcome.err
+    args, state = json.loads((run_dir / "args.json").read_text())["args"], weights(run_dir / "weights.pt")
+    assert (args["batch_size"], args["learning_rate"], args["auxiliary"]) == (1024, 0.5, True)
+    assert state["classifier.bias"].shape == state["auxiliary_head.classifier.bias"].shape == (3,)
+    assert metrics(run_dir)[0]["lr"] == pytest.approx(0.5 / 5)             # warming up
+
+
+def test_cosine_bf16_and_another_cell_reach_the_run(images, tmp_path):
+    outcome = run("train_imagenet.py", *ONCE, *shlex.split(
+        "--arch random:1 --amp bf16 --epochs 2 --learning_rate 0.3 --batch_size 300 --momentum 0.8 --weight_decay 1e-4 "
+        "--grad_clip 4 --label_smooth 0.2 --auxiliary_weight 0.5"), "--tmp_data_dir", images, "--save", tmp_path)
+    assert outcome.code == 0, outcome
+    run_dir = the_run(tmp_path)
+    assert [r["lr"] for r in metrics(run_dir)] == pytest.approx([warmed_up(cosine(0.3, e, 2), e) for e in range(2)])
+    assert genotypes.load(str(run_dir)) == genotypes.load("random:1")
+    group, = weights(run_dir / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert (group["momentum"], group["weight_decay"]) == (0.8, 1e-4)
+
+
+def test_an_auxiliary_head_is_refused_on_images_too_small_for_it(images, tmp_path):
+    assert_refused(1, "192", "--auxiliary", "--image_size", 192, images=images, save=tmp_path / "runs")
+
+
+# ---- kill, stop, continue
+
+def continuation(outcome):
+    """The command that a stopped run names in its last line, without `python`."""
+    assert outcome.code == 143 and "Traceback" not in outcome.err
+    command = shlex.split(outcome.err.splitlines()[-1].split(": ")[-1])
+    assert command[0] == "python"
+    return command[1:]
+
+
+def test_sigterm_ends_a_run_with_workers_with_status_143_and_a_command_that_continues_it(stopped, undisturbed):
+    run_dir, outcome = stopped
+    assert epochs_done(run_dir) < EPOCHS and not (run_dir / "weights.pt").exists()
+    command = continuation(outcome)
+    assert command[-2:] == ["--resume", str(run_dir)]
+    outcome = run(*command)                                                # as it stands, nothing added
+    assert outcome.code == 0, outcome
+    assert_same_result(run_dir, undisturbed[0])                            # whose images were read without workers
+
+
+def test_a_run_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
+    script = start("train_imagenet.py", *options_for(images, tmp_path))
+    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))          # before there is anything to continue from
+    for lines, seconds, workers in [(0, 0, 2), (1, 0.02, 0), (3, 0.01, 0)]:   # lines in metrics.jsonl, seconds after
+        script.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
+        time.sleep(seconds)
+        script.signal(signal.SIGKILL)
+        assert script.wait().code in (-signal.SIGKILL, 0)
+        done = epochs_done(the_run(tmp_path))
+        assert not done or metrics(the_run(tmp_path)) == metrics(undisturbed[0])[:done]
+        script = start("train_imagenet.py", "--tmp_data_dir", images, "--resume", the_run(tmp_path),
+                       "--workers", workers)
+    outcome = script.wait()
+    assert outcome.code == 0, outcome
+    assert_same_result(the_run(tmp_path), undisturbed[0])
+
+
+@pytest.mark.parametrize("option", ["--epochs 9", "--lr_scheduler cosine", "--label_smooth 0", "--image_size 64",
+                                    "--batch_size 4"])
+def test_options_that_would_change_the_run_are_refused_on_resume(images, undisturbed, option):
+    run_dir, _ = undisturbed
+    before = snapshot(run_dir)
+    outcome = run("train_imagenet.py", "--tmp_data_dir", images, "--resume", run_dir, *option.split())
+    assert option.split()[0] in error_line(outcome, code=2)
+    assert outcome.err.count("\n") == 1 and snapshot(run_dir) == before
+
+
+# ---- bad input
+
+def assert_refused(code, value, *options, images, save):
+    """One line that names the value and a mend, the exit status, and no run directory; the line."""
+    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", images, *options, "--save", save)
+    message = error_line(outcome, code)
+    assert str(value) in message, message
+    assert MEND.search(message.replace(str(value), "")), message
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert not save.exists() or not list(save.iterdir())
+    return message
+
+
+@pytest.mark.parametrize("options, value", [
+    ("--lr_scheduler cosin", "cosin"), ("--lr_scheduler Linear", "Linear"), ("--lr_scheduler linear", "--lr_scheduler"),
+    ("--label_smooth 1", "1"), ("--label_smooth nan", "nan"), ("--learning_rate -1", "-1"), ("--workers -1", "-1"),
+    ("--image_size 31", "31"), ("--eval", "--weights"), ("--label_smoothing 0.1", "--label_smooth"),
+    ("--lr_schedule linear", "--lr_scheduler")])
+def test_a_command_line_that_makes_no_sense_is_refused(images, tmp_path, options, value):
+    assert_refused(2, value, *options.split(), images=images, save=tmp_path / "runs")
+
+
+def test_a_run_without_a_data_folder_is_a_usage_error(tmp_path):
+    outcome = run("train_imagenet.py", *ONCE, "--save", tmp_path / "runs")
+    assert "--tmp_data_dir" in error_line(outcome, code=2) and not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_cell_is_refused_with_the_near_ones(images, tmp_path):
+    assert "PDARTS" in assert_refused(1, "PDART'", "--arch", "PDART", images=images, save=tmp_path / "runs")
+
+
+def missing(root):
+    shutil.rmtree(root)
+    return root
+
+
+def without_val(root):
+    shutil.rmtree(root / "val")
+    return root
+
+
+def without_images(root):
+    for path in (root / "train" / "bee").iterdir():
+        path.unlink()
+    return "bee"
+
+
+def other_classes(root):
+    (root / "val" / "cow").rename(root / "val" / "dog")
+    return "cow"
+
+
+def class_more(root):
+    shutil.copytree(root / "val" / "cow", root / "val" / "dog")
+    return "dog"
+
+
+def class_less(root):
+    shutil.rmtree(root / "val" / "cow")
+    return "cow"
+
+
+@pytest.mark.parametrize("damage", [missing, without_val, without_images, other_classes, class_more, class_less])
+@pytest.mark.parametrize("place", ["", "imagenet"])
+def test_folders_that_are_missing_or_differ_in_their_classes_are_refused_by_name(images, tmp_path, damage, place):
+    root = shutil.copytree(images / "imagenet", tmp_path / "DIR" / place)
+    value = damage(root)
+    if damage is missing and place:
+        value = tmp_path / "DIR"
+    assert_refused(1, value, images=tmp_path / "DIR", save=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_corrupt_image_is_named_also_by_a_worker(images, tmp_path, split, workers):
+    root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
+    path = root / split / "bee" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", root, "--workers", workers, "--save", tmp_path / "runs")
+    message = error_line(outcome, code=1)
+    assert f"{path}: " in message and MEND.search(message)
+
+
+def test_a_folder_of_one_image_is_refused(tmp_path):
+    write_images(tmp_path / "DIR", train=0, val=1, classes=["ant"])
+    assert_refused(1, "1 training image", images=tmp_path / "DIR", save=tmp_path / "runs")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images, tmp_path):
+    outcome = run("train_imagenet.py", *options_for(images, tmp_path), "--learning_rate", "1e30")
+    message = error_line(outcome, code=1)
+    assert re.search(r"epoch 0, step 2", message) and "--learning_rate" in message
+    assert not list(tmp_path.rglob("*.pt"))

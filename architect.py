@@ -12,7 +12,8 @@ class Architect:
         self.model = model
         self.alphas = [model.alphas_normal, model.alphas_reduce]
         self.grad_clip = grad_clip
-        self.optimizer = torch.optim.Adam(self.alphas, learning_rate, betas=(0.5, 0.999), weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam(self.alphas, learning_rate, betas=(0.5, 0.999), weight_decay=weight_decay,
+                                          fused=True)
         self.scaler = torch.amp.GradScaler(model.alphas_normal.device.type, enabled=False)  # replaced for fp16
 
     def step(self, images: Tensor, target: Tensor) -> Tensor:

@@ -155,7 +155,9 @@ def restore(run_dir: Path, kind: str, parts: dict) -> dict:
         "kind": kind, "epoch": 0, "metrics": [], "best_acc": -1.0, "best_epoch": None}
     for name, part in parts.items():
         if name in state:
-            part.load_state_dict(state.pop(name))
+            utils.load_part(name, part, state.pop(name))
+    if utils.rank() == 0:
+        utils.write_metrics(run_dir, state["metrics"])                     # a kill may have come before it
     return state
 
 

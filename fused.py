@@ -1,8 +1,16 @@
-"""Convolutions that compute what nn.Conv2d and nn.BatchNorm2d do, but faster or with less kept for backward."""
+"""The networks' convolutions and norms as autograd Functions that keep little for the backward pass.
+
+In the supernet n branches of one kind run side by side: they lie on the channel axis, (B, nC, H, W), so a depthwise, a
+pointwise or a norm of all of them is one call. Kept per branch: the output of each depthwise convolution, from which
+the backward pass recomputes the pointwise output, the norm and the ReLU. Weights are cast to the maps' type, so that
+autocast works; batch norm computes its statistics in float32 whatever that type is.
+"""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
+EPS, MOMENTUM = 1e-5, 0.1                                                  # those of nn.BatchNorm2d
 aten = torch.ops.aten
 
 
@@ -11,61 +19,266 @@ def fast_layout(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
-class PointwiseNorm(torch.autograd.Function):
-    """Batch norm, by the batch's statistics, of a 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H, W).
+class Stack(Function):
+    """Weights (C, C', k, k), small k first -> per group of branches one (nC, C', K, K), K the largest k.
 
-    Keeps its input only: backward computes the convolution's output anew, which costs less than memory does.
+    order: where each channel of the groups comes from; sizes: the groups' channels. A 3x3 kernel is a 5x5 kernel with
+    a rim of zeros. One call for a whole cell, because its many small tensors cost more launches than work.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, scale, shift, running_mean, running_var, momentum, eps):
-        with torch.autocast(x.device.type, enabled=False):                 # in backward there is no autocast either
-            y = F.conv2d(x, weight.to(x.dtype))
-            z, mean, invstd = torch.native_batch_norm(y, scale, shift, running_mean, running_var, True, momentum, eps)
-        ctx.save_for_backward(x, weight, scale, mean, invstd)
-        ctx.eps = eps
-        return z
+    def forward(ctx, order, sizes, dtype, *weights):
+        small = [weight for weight in weights if weight.size(-1) < weights[-1].size(-1)]
+        stacked = torch.cat(weights[len(small):])
+        if small:
+            stacked = torch.cat([F.pad(torch.cat(small), [1] * 4), stacked])
+        ctx.order, ctx.C, ctx.n_small, ctx.n = order, weights[0].size(0), len(small), len(weights)
+        stacked = stacked if order is None else stacked[order]
+        return stacked.to(dtype).split(sizes)
 
     @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale, mean, invstd = ctx.saved_tensors
-        y = F.conv2d(x, weight.to(x.dtype))
-        grad_y, grad_scale, grad_shift = aten.native_batch_norm_backward(
-            grad, y, scale, None, None, mean, invstd, True, ctx.eps, [True, scale is not None, scale is not None])
-        grad_x, grad_weight, _ = aten.convolution_backward(
-            grad_y, x, weight.to(x.dtype), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False])
-        return grad_x, grad_weight.to(weight.dtype), grad_scale, grad_shift, None, None, None, None
+    def backward(ctx, *g):
+        g = torch.cat(g)
+        g = g if ctx.order is None else torch.empty_like(g).index_copy_(0, ctx.order, g)
+        small, large = g.split([ctx.C * ctx.n_small, ctx.C * (ctx.n - ctx.n_small)])
+        small = F.pad(small, [-1] * 4).split(ctx.C) if ctx.n_small else ()
+        return None, None, None, *small, *large.split(ctx.C)
 
 
-def pointwise_norm(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """bn(conv(x)) in training, for a 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H, W)."""
-    bn.num_batches_tracked.add_(1)
-    return PointwiseNorm.apply(x, conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)
+def depthwise(x: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    return F.conv2d(x, kernel, None, stride, dilation * (kernel.size(-1) // 2), dilation, groups=x.size(1))
+
+
+def conv_backward(g, x, weight, stride=1, padding=(0, 0), dilation=1, groups=1, mask=(True, True)):
+    """Gradients with regard to x and weight, where `mask` asks for them."""
+    return aten.convolution_backward(g, x, weight, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], groups,
+                                     [*mask, False])[:2]
+
+
+def depthwise_backward(g, x, kernel, stride=1, dilation=1, wants_kernel=True):
+    """Gradients of `depthwise` with regard to x and kernel."""
+    k, groups = kernel.size(-1), x.size(1)
+    padding = [dilation * (k // 2)] * 2
+    by_columns = wants_kernel and x.device.type == "cpu" and (k, stride, dilation) == (5, 1, 1) and x.size(3) % 2 == 0
+    mask = (True, wants_kernel and not by_columns)
+    g_x, g_kernel = conv_backward(g, x, kernel, stride, padding, dilation, groups, mask)
+    return g_x, kernel_gradient_5x5(g, x, kernel) if by_columns else g_kernel
+
+
+def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+    """The same gradient from kernels of width 3, for which oneDNN is several times faster: (C, 1, 5, 5).
+
+    Width 3 on the maps gives columns 1, 2, 3. In channels-last memory two neighbouring pixels are one pixel of 2C
+    channels, whose neighbours are two columns away: width 3 on that view gives columns 0, 2, 4, of even and odd pixels.
+    """
+    B, C, H, W = x.shape
+    rows = 2
+    if H < 5:                                                              # fast only on maps as tall as the kernel
+        x, rows = F.pad(x, (0, 0, 2, 2)), 0
+    g, x = (m.contiguous(memory_format=torch.channels_last) for m in (g, x))
+    pairs = (m.as_strided((B, 2 * C, m.size(2), W // 2), (m.size(2) * W * C, 1, W * C, 2 * C)) for m in (g, x))
+    narrow, mask = kernel[..., :3], (False, True)                          # its shape is all that counts here
+    _, near = conv_backward(g, x, narrow, 1, [rows, 1], 1, C, mask)
+    _, far = conv_backward(*pairs, torch.cat([narrow, narrow]), 1, [rows, 1], 1, 2 * C, mask)
+    one, two, three = near.unbind(-1)
+    zero, _, four = far.view(2, C, 1, 5, 3).sum(0).unbind(-1)
+    return torch.stack([zero, one, two, three, four], dim=-1)
 
 
 def interleave(x: Tensor) -> Tensor:
-    """Even and odd rows and columns apart: (B, C, H, W) -> (4B, C, H/2, W/2), channels last."""
+    """(B, C, H, W) -> (4B, C, H/2, W/2): the even and odd rows and columns as four images."""
     B, C, H, W = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C).permute(2, 4, 0, 1, 3, 5)  # (2, 2, B, H/2, W/2, C)
-    return x.reshape(4 * B, H // 2, W // 2, C).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.as_strided((2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1)).contiguous()
+    return x.as_strided((4 * B, C, H // 2, W // 2), (H * W * C // 4, 1, W * C // 2, C))
 
 
 def deinterleave(x: Tensor) -> Tensor:
-    """The inverse: (4B, C, H/2, W/2) -> (B, C, H, W), channels last."""
-    B, C, H, W = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(2, 2, B // 4, H, W, C).permute(2, 3, 0, 4, 1, 5)  # (B, H/2, 2, W/2, 2, C)
-    return x.reshape(B // 4, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
+    """(4B, C, H/2, W/2) -> (B, C, H, W)."""
+    B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
+    x = x.contiguous(memory_format=torch.channels_last)
+    size = H * W * C // 4                                                  # of one of the four images
+    x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
+    return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
 
 
-def dilated_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x) for a depthwise convolution of dilation 2 without the CPU's slow dilated kernels: as conv's shapes.
+class Depthwise(Function):
+    """n states (B, C, H, W), already past their ReLU, each under its kernel -> (B, nC, H/stride, W/stride).
 
-    Each output sees only every second pixel, so it is a dense convolution of those: of one picture at stride 2, of four
-    interleaved ones at stride 1.
+    A dilation of 2 is dense on every second pixel: with stride 2 on those of even row and column, with stride 1 on
+    each of the four interleaved images (even sizes only). On the CPU the dense gradients are several times faster.
     """
-    dense = {"padding": conv.kernel_size[0] // 2, "groups": conv.groups}
-    if x.device.type == "cpu" and conv.stride[0] == 2:
-        return F.conv2d(x[:, :, ::2, ::2], conv.weight, **dense)
-    if x.device.type == "cpu" and x.size(2) % 2 == 0 and x.size(3) % 2 == 0:
-        return deinterleave(F.conv2d(interleave(x), conv.weight, **dense))
-    return conv(x)
+
+    @staticmethod
+    def gather(states, stride, dilation):
+        x = torch.cat(states, dim=1)                                       # (B, nC, H, W)
+        even = x.size(2) % 2 == x.size(3) % 2 == 0
+        if dilation == 1 or x.device.type != "cpu" or (stride == 1 and not even):
+            return x, stride, dilation
+        if stride == 2:
+            return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
+        return interleave(x), 1, 1                                         # (4B, nC, H/2, W/2)
+
+    @staticmethod
+    def forward(ctx, kernel, stride, dilation, *states):
+        x, dense_stride, dense_dilation = Depthwise.gather(states, stride, dilation)
+        ctx.save_for_backward(kernel, *states)
+        ctx.stride, ctx.dilation = stride, dilation
+        y = depthwise(x, kernel, dense_stride, dense_dilation)
+        return y if x.size(0) == states[0].size(0) else deinterleave(y)
+
+    @staticmethod
+    def backward(ctx, g):
+        kernel, *states = ctx.saved_tensors
+        x, dense_stride, dense_dilation = Depthwise.gather(states, ctx.stride, ctx.dilation)
+        interleaved = x.size(0) != states[0].size(0)
+        g_x, g_kernel = depthwise_backward(interleave(g) if interleaved else g, x, kernel, dense_stride,
+                                           dense_dilation, ctx.needs_input_grad[0])
+        if interleaved:
+            g_x = deinterleave(g_x)
+        elif dense_stride < ctx.stride:                                    # the pixels of odd row or column had no part
+            g_even, g_x = g_x, torch.zeros_like(torch.cat(states, dim=1))
+            g_x[:, :, ::2, ::2] = g_even
+        return g_kernel, None, None, *g_x.split(states[0].size(1), dim=1)
+
+
+def normalise(y, scale=None):
+    """Batch norm of y (B, C, H, W) by the batch's moments -> the normalised, mean (C), invstd (C)."""
+    return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
+
+
+def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
+    """Gradients of `normalise` with regard to y and scale."""
+    return aten.native_batch_norm_backward(g, y, scale, None, None, mean, invstd, True, EPS,
+                                           [True, wants_scale, False])[:2]
+
+
+def fold(weight, scale, mean):
+    """scale * (pointwise(d) - mean) is a pointwise convolution again: its weight and its bias."""
+    return weight * scale.to(weight.dtype)[:, None, None, None], (-scale * mean).to(weight.dtype)
+
+
+class NormReLUDepthwise(Function):
+    """depthwise(relu(norm(pointwise(d)))) of n branches, d (B, nC, H, W) -> (B, nC, H, W), mean (nC), invstd (nC).
+
+    mean, invstd: None, or those known from a first pass.
+    """
+
+    @staticmethod
+    def forward(ctx, d, weight, kernel, mean, invstd):
+        n = weight.size(0) // weight.size(1)
+        if mean is None:
+            z, mean, invstd = normalise(F.conv2d(d, weight, groups=n))
+        else:
+            z = F.conv2d(d, *fold(weight, invstd, mean), groups=n)
+        ctx.save_for_backward(d, weight, kernel, mean, invstd)
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.set_materialize_grads(False)
+        return depthwise(z.relu_(), kernel), mean, invstd
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        d, weight, kernel, mean, invstd = ctx.saved_tensors
+        n = weight.size(0) // weight.size(1)
+        y = F.conv2d(d, weight, groups=n)
+        z = torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0].relu_()
+        g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
+        g = aten.threshold_backward(g, z, 0)
+        del z                                                              # the peak of memory is here
+        g, _ = normalise_backward(g, y, None, mean, invstd)
+        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, ctx.needs_input_grad[1]))
+        return g_d, g_weight, g_kernel, None, None
+
+
+class WeightedNorm(Function):
+    """sum_o w_o * norm(pointwise_o(d_o)) of n branches, d (B, nC, H, W) -> (B, C, H, W), mean (nC), invstd (nC).
+
+    `scale` (nC) holds each w_o C times: the norm has no affine parameters, so its scale can be the mixing weight.
+    mean, invstd: None, or those known from a first pass; then the sum is one pointwise convolution of all nC channels.
+    """
+
+    @staticmethod
+    def forward(ctx, d, scale, weight, mean, invstd):
+        C = weight.size(1)
+        n = weight.size(0) // C
+        if mean is None:
+            z, mean, invstd = normalise(F.conv2d(d, weight, groups=n), scale)
+            mixed, *others = z.split(C, dim=1)
+            for i, other in enumerate(others):
+                mixed = mixed + other if i == 0 else mixed.add_(other)
+        else:
+            folded, bias = fold(weight, scale * invstd, mean)
+            folded = folded.view(n, C, C).transpose(0, 1).reshape(C, n * C, 1, 1)
+            mixed = F.conv2d(d, folded, bias.view(n, C).sum(0))
+        ctx.save_for_backward(d, scale, weight, mean, invstd)
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.set_materialize_grads(False)
+        return mixed, mean, invstd
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        d, scale, weight, mean, invstd = ctx.saved_tensors
+        n = weight.size(0) // weight.size(1)
+        y = F.conv2d(d, weight, groups=n)
+        g, g_scale = normalise_backward(torch.cat([g] * n, dim=1), y, scale, mean, invstd, ctx.needs_input_grad[1])
+        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, ctx.needs_input_grad[2]))
+        return g_d, g_scale, g_weight, None, None
+
+
+class PointwiseNorm(Function):
+    """norm(pointwise(x)) with affine parameters: (B, C_in, H, W) -> (B, C_out, H, W). Moves the running statistics."""
+
+    @staticmethod
+    def forward(ctx, x, weight, scale, shift, running_mean, running_var):
+        y = F.conv2d(x, weight)
+        z, mean, invstd = torch.native_batch_norm(y, scale, shift, running_mean, running_var, True, MOMENTUM, EPS)
+        ctx.save_for_backward(x, weight, scale, mean, invstd)
+        return z
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight, scale, mean, invstd = ctx.saved_tensors
+        g, g_scale, g_shift = aten.native_batch_norm_backward(g, F.conv2d(x, weight), scale, None, None, mean, invstd,
+                                                              True, EPS, [True, True, True])
+        g_x, g_weight = conv_backward(g, x, weight)
+        return g_x, g_weight, g_scale, g_shift, None, None
+
+
+def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """norm(conv(x)) in training, for a 1x1 convolution."""
+    norm.num_batches_tracked.add_(1)
+    return PointwiseNorm.apply(x, conv.weight.to(x.dtype), norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+
+def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(x) in training, for a depthwise convolution."""
+    return Depthwise.apply(conv.weight.to(x.dtype), conv.stride[0], conv.dilation[0], x)
+
+
+class PoolNorm(Function):
+    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only."""
+
+    @staticmethod
+    def pool(x, kind, stride):
+        if kind == "max":
+            return aten.max_pool2d_with_indices(x, [3, 3], [stride] * 2, [1, 1])
+        return aten.avg_pool2d(x, [3, 3], [stride] * 2, [1, 1], False, False), None
+
+    @staticmethod
+    def forward(ctx, x, kind, stride):
+        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0])
+        ctx.save_for_backward(x, mean, invstd)
+        ctx.kind, ctx.stride = kind, stride
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.set_materialize_grads(False)
+        return z, mean, invstd
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        x, mean, invstd = ctx.saved_tensors
+        y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
+        g, _ = normalise_backward(g, y, None, mean, invstd)
+        window = [3, 3], [ctx.stride] * 2, [1, 1]
+        if ctx.kind == "max":
+            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), None, None
+        return aten.avg_pool2d_backward(g, x, *window, False, False, None), None, None

@@ -56,9 +56,12 @@ def load(name_or_path: str) -> Genotype:
 
 def save(genotype: Genotype, path) -> None:
     """Write a genotype as JSON, whole or not at all."""
-    temporary = f"{path}.tmp"
-    Path(temporary).write_text(json.dumps(genotype._asdict()) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.write_text(json.dumps(genotype._asdict()) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse(record) -> Genotype:

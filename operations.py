@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused import dilated_depthwise, pointwise_norm
+from fused import depthwise_of, pointwise_norm
 
 
 class ReLUConvBN(nn.Module):
@@ -37,16 +37,20 @@ class FactorizedReduce(nn.Module):
     def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)           # on every second pixel: that is stride 2
+        self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after_relu(self.relu(x))
 
     def after_relu(self, x: Tensor) -> Tensor:
-        shifted = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))[:, :, 1:, 1:]
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+        return self.bn(self.project(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        # Not stride=2: in channels-last memory torch 2.14's kernel for it writes out of bounds at few channels.
+        shifted = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))[:, :, 1::2, 1::2]
+        return torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted)], dim=1)
 
 
 class DilConv(nn.Module):
@@ -66,7 +70,7 @@ class DilConv(nn.Module):
 
     def after_relu(self, x: Tensor) -> Tensor:
         _, depthwise, pointwise, bn = self.op
-        return pointwise_norm(dilated_depthwise(x, depthwise), pointwise, bn)
+        return pointwise_norm(depthwise_of(x, depthwise), pointwise, bn)
 
 
 class SepConv(nn.Module):
@@ -90,8 +94,8 @@ class SepConv(nn.Module):
 
     def after_relu(self, x: Tensor) -> Tensor:
         _, depthwise1, pointwise1, bn1, relu, depthwise2, pointwise2, bn2 = self.op
-        x = relu(pointwise_norm(depthwise1(x), pointwise1, bn1))
-        return pointwise_norm(depthwise2(x), pointwise2, bn2)
+        x = relu(pointwise_norm(depthwise_of(x, depthwise1), pointwise1, bn1))
+        return pointwise_norm(depthwise_of(x, depthwise2), pointwise2, bn2)
 
 
 def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:

@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
-    genotype = genotypes.load(args.arch)
+    genotype = genotypes.load(utils.arch_of(args))
     with utils.rank0_first():                                              # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
@@ -90,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
     if utils.rank() == 0:
         genotypes.save(genotype, run_dir / "genotype.json")
     engine.log_start(run_dir, args, device, network, image_size)
-    optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay,
+                                fused=True)
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler, "batches": batches}
     state = engine.restore(run_dir, "eval", parts)

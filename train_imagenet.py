@@ -23,7 +23,7 @@ from utils import log, number
 def get_args_parser() -> utils.Parser:
     parser = utils.Parser(__doc__)
     # data
-    parser.add_argument("--tmp_data_dir", required=True, help="holds imagenet/{train,val} or {train,val}")
+    parser.add_argument("--tmp_data_dir", help="holds imagenet/{train,val} or {train,val}")
     parser.add_argument("--image_size", type=number(int, 32), default=224, help="pixels of the square training crops")
     parser.add_argument("--workers", type=number(int, 0), default=4, help="processes per rank that read images")
     # network
@@ -54,6 +54,8 @@ def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = utils.parse_args(parser, "imagenet")
+    if args.tmp_data_dir is None:
+        parser.error("--tmp_data_dir is missing: name the folder that holds train/CLASS/* and val/CLASS/*")
     if args.learning_rate is None:                                         # both published points lie on this line
         B = args.batch_size
         args.learning_rate = 0.1 + 0.4 * (B - 256) / 768 if B > 256 else 0.1 * B / 256
@@ -79,7 +81,7 @@ def learning_rate(args: argparse.Namespace, epoch: int) -> float:
 def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
-    genotype = genotypes.load(args.arch)
+    genotype = genotypes.load(utils.arch_of(args))
     if args.auxiliary and args.image_size < 193:                           # its 7x7 input is five halvings down
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
     train_loader, val_loader, classes = data.imagenet_loaders(
@@ -96,7 +98,8 @@ def main(args: argparse.Namespace) -> None:
     if utils.rank() == 0:
         genotypes.save(genotype, run_dir / "genotype.json")
     engine.log_start(run_dir, args, device, network, args.image_size)
-    optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay,
+                                fused=True)
     trained, scaler = engine.prepare(network, device, args)
     parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
     state = engine.restore(run_dir, "imagenet", parts)
@@ -108,7 +111,8 @@ def main(args: argparse.Namespace) -> None:
         engine.set_learning_rate(optimizer, lr)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
-        record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, f"epoch {epoch}", args)
+        record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, f"epoch {epoch}", args,
+                                         args.label_smooth)
         record |= engine.test(network, val_loader, f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
         write_scalars(epoch, record)

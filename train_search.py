@@ -66,6 +66,7 @@ def get_args_parser() -> utils.Parser:
     parser.add_argument("--arch_learning_rate", type=number(float, 0), default=6e-4)
     parser.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
     # run
+    parser.add_argument("--grad_checkpoint", action="store_true", help="keep only cells' outputs: least memory, slower")
     utils.add_run_options(parser, seed=2, report_freq=50)
     return parser
 
@@ -109,6 +110,8 @@ def main(args: argparse.Namespace) -> None:
     state = utils.load_checkpoint(run_dir, "search") or {
         "kind": "search", "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [],
         "alphas": {}}
+    if utils.rank() == 0:
+        write_history(state, run_dir)                                      # a kill may have come before it
     write_scalars = utils.scalar_writer(args, run_dir, done=len(state["metrics"]))
     for stage in make_stages(args)[state["stage"] - 1:]:
         parts = build_stage(stage, state, len(dataset.classes), train_batches, valid_batches, args, device)
@@ -144,16 +147,18 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     """A stage's fresh supernet, its optimizers and the batches, in the state that the checkpoint has of them."""
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
+    network.grad_checkpoint = args.grad_checkpoint
     utils.share_rank0(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, device, args.amp)
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay,
+                                fused=True)
     parts = SimpleNamespace(network=network, architect=architect, optimizer=optimizer, scaler=scaler,
                             train_batches=train_batches, valid_batches=valid_batches)
     for name, part in stateful(parts).items():
         if name in state:
-            part.load_state_dict(state[name])
+            utils.load_part(name, part, state[name])
     return parts
 
 
@@ -220,7 +225,7 @@ def softmax_rows(network: Network) -> tuple[list, list]:
 
 
 def save_epoch(state: dict, record: dict, parts: SimpleNamespace, run_dir: Path, device: torch.device) -> None:
-    """Log an epoch and write checkpoint.pt, then what follows from it: metrics.jsonl and alphas.npz."""
+    """Log an epoch and write checkpoint.pt, then what follows from it."""
     normal_probs, reduce_probs = softmax_rows(parts.network)
     genotype = progressive.derive_genotype(state["normal"], normal_probs, state["reduce"], reduce_probs)
     record |= {"skips": count_skips(genotype.normal), "peak_memory_mb": utils.peak_memory_mb(device)}
@@ -234,10 +239,15 @@ def save_epoch(state: dict, record: dict, parts: SimpleNamespace, run_dir: Path,
     state |= {name: part.state_dict() for name, part in stateful(parts).items()}
     if utils.rank() == 0:
         utils.save_checkpoint(run_dir, state)
-        utils.write_metrics(run_dir, state["metrics"])
-        buffer = io.BytesIO()
-        numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in state["alphas"].items()})  # (epochs, 14, K)
-        utils.write_file(run_dir / "alphas.npz", buffer.getvalue())
+        write_history(state, run_dir)
+
+
+def write_history(state: dict, run_dir: Path) -> None:
+    """Write metrics.jsonl and alphas.npz as the checkpoint has them."""
+    utils.write_metrics(run_dir, state["metrics"])
+    buffer = io.BytesIO()
+    numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in state["alphas"].items()})  # (epochs, 14, K)
+    utils.write_file(run_dir / "alphas.npz", buffer.getvalue())
 
 
 def describe(max_skip: int | None, genotype: Genotype) -> dict:

@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 log = logging.getLogger("pdarts")
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         words = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         near = difflib.get_close_matches(words[0], options) if words and "unrecognized" in message else []
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
-        self.exit(2, f"{self.prog}: error: {message}; {hint}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n")
 
 
 def number(kind: type, low: float, high: float = 1e38):
@@ -81,7 +83,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int) -> None:
 
 
 # what doesn't change a run's result, and so may change when it is resumed
-MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard"}
+MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard", "grad_checkpoint"}
 
 
 def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
@@ -116,6 +118,11 @@ def _remember(number: int, frame) -> None:
     signal.signal(number, signal.SIG_DFL)                                  # a second one ends the process at once
 
 
+def arch_of(args: argparse.Namespace) -> str:
+    """The cell to train: --arch, or what the run to resume has kept of it, which nobody has moved or changed."""
+    return args.resume if args.resume and (Path(args.resume) / "genotype.json").exists() else args.arch
+
+
 def stop_if_asked() -> None:
     """Raise Stopped where a signal has come; called between steps."""
     if _signals:
@@ -143,7 +150,8 @@ def run(main, parse) -> None:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        _fail(f"out of memory: try --batch_size {max(1, args.batch_size // 2)} or a smaller network")
+        hint = "--grad_checkpoint, or " if "grad_checkpoint" in args and not args.grad_checkpoint else ""
+        _fail(f"out of memory: try {hint}a new run with --batch_size {max(1, args.batch_size // 2)}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -202,7 +210,8 @@ def set_precision(network: nn.Module, device: torch.device, amp: str) -> torch.a
     """Put the network's forward under autocast ("off", "bf16" or "fp16"); returns the gradient scaler to go with it."""
     if amp != "off":
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-        network.forward = torch.autocast(device.type, dtype)(network.forward)
+        forward = torch.autocast(device.type, dtype)(network.forward)
+        network.forward = lambda images: tree_map_only(Tensor, Tensor.float, forward(images))  # losses are float32's
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
@@ -279,6 +288,7 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
     args.resume = str(box[0])
     if rank() == 0:
         handler = logging.FileHandler(Path(args.resume) / "log.txt")
+        handler.handleError = lambda record: None                          # a full disk is said where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -301,9 +311,13 @@ def _new_run(save: Path, kind: str, args: argparse.Namespace, device: torch.devi
             save.mkdir(parents=True, exist_ok=True)
             run_dir.mkdir()
             write_file(run_dir / "args.json", json.dumps(record, indent=2).encode())
-        except OSError as error:
-            if isinstance(error, FileExistsError) and run_dir.exists():
+        except FileExistsError:
+            if run_dir.is_dir():
                 continue
+            raise OSError(f"can't make the directory {run_dir}: a file is in its way; choose another --save") from None
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()                                            # it has no args.json
             raise OSError(f"can't make the directory {run_dir} ({error.strerror}): choose another --save") from error
         return str(run_dir)
 
@@ -338,7 +352,7 @@ def read_run(run_dir) -> tuple[dict, list[dict]]:
         path = Path(run_dir) / "metrics.jsonl"                             # there from the first epoch's end
         metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return record | {"kind": str(record["kind"]), "args": dict(record["args"])}, metrics
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{run_dir} is no run (it has no args.json that can be read): name a run directory") from None
 
 
@@ -359,9 +373,11 @@ def write_file(path: Path, content: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"can't write {path} ({error.strerror}): make room or rights there, then continue with --resume; "
+                      "what was saved before is whole") from error
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
@@ -393,6 +409,14 @@ def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
     raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
 
 
+def load_part(name: str, part, state: dict) -> None:
+    """Load a checkpoint's state into a network, optimizer, ... Raises ValueError where it doesn't fit."""
+    try:
+        part.load_state_dict(state)
+    except RuntimeError:
+        raise ValueError(f"the checkpoint's {name} doesn't fit: give the data that the run began with") from None
+
+
 def write_metrics(run_dir: Path, records: list[dict]) -> None:
     """Write metrics.jsonl, an epoch a line; all of it each time, so that it can't differ from the checkpoint."""
     write_file(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
@@ -411,16 +435,18 @@ def load_weights(path: str, network: nn.Module) -> None:
     An auxiliary head's are passed over where the network has none. Raises ValueError, in one line, for anything else.
     """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):                     # about what is refused below anyway
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"--weights {path}: no such file") from None
+        raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
     except Exception:                                                      # damage, or code, can show itself in any way
         raise ValueError(f"--weights {path} is damaged, or holds more than weights: give a file of tensors") from None
     for key in ("state_dict", "network"):                                  # what others' and our checkpoints call them
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"--weights {path} holds no state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                for name, value in weights.items()):
+        raise ValueError(f"--weights {path} holds no state_dict: give a file of a network's weights")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     if "alphas_normal" in weights or any("m_ops" in name for name in weights):
         raise ValueError(f"--weights {path} are a search supernet's: train its genotype and test those")

@@ -35,11 +35,11 @@ import utils
 from model import NetworkCIFAR
 from model_search import Network
 
-EPOCHS = 4                                                                 # of the runs on images()
+EPOCHS = 6                                                                 # of the runs on images()
 TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
 ONCE = [*TINY, "--epochs", 1]
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|give|use |names?[ :]|choose|lower|add |put |replace|make|must|say |check|train |go ")
+MEND = re.compile(r"did you mean|leave|give|use |names?[ :]|choose|lower|add |put |replace|make|must|check|train |go ")
 
 
 # ---- schedule, counts, loss, accuracy (SPEC sections 3 and 5)
@@ -79,6 +79,7 @@ def test_all_published_cells_have_the_computed_multiply_adds(golden, monkeypatch
         monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
     for layer in (nn.BatchNorm2d, nn.ReLU):                                # nor what keeps the shape
         monkeypatch.setattr(layer, "forward", lambda self, x: x)
+    monkeypatch.setattr(utils, "copy", SimpleNamespace(deepcopy=lambda network: network))
     cells = golden("genotypes.json")
     assert len(cells) == 36
     for name, cell in cells.items():
@@ -130,18 +131,15 @@ def test_with_less_than_five_classes_every_image_is_in_the_top_5():
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
-    """1001 hits need more digits than a 16-bit float has, and 70,000 more than fp16 can hold."""
+    """1001 hits need more digits than a 16-bit float has, and their losses' sum is more than fp16 can hold."""
     torch.manual_seed(0)
-    network = NetworkCIFAR(2, 10, 1, False, genotypes.load("PDARTS")).eval()
+    logits = torch.rand(1001, 10).argsort(1).float()                       # 0 to 9 in any order: exact in 16 bits
+    network = GivenLogits(10).float()
     utils.set_precision(network, torch.device("cpu"), amp)
-    images = torch.randn(1001, 3, 8, 8)
-    with torch.no_grad():
-        logits = network(images)[0].float()
-    target = logits.argmax(1)
-    repeats = 40 if amp == "fp16" else 1
-    loss, top1, top5 = engine.evaluate(network, [(images, target)] * repeats, "test")
-    assert (top1, top5) == (100, 100)
-    assert loss == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-3)
+    for target in (logits.argmax(1), logits.argmin(1)):
+        loss, top1, top5 = engine.evaluate(network, [(logits, target)] * 40, "test")
+        assert top1 == top5 == 100 * (target == logits.argmax(1)).all()
+        assert loss == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
@@ -440,12 +438,11 @@ def test_eval_of_the_weights_reports_the_accuracy_of_the_run(digits, tmp_path):
     records, before = metrics(run_dir), snapshot(run_dir.parent)
     best = max(records, key=lambda record: record["test_acc"])             # the first of equal ones
     rows = {name: [f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
-            for name, record in (("weights.pt", records[-1]), ("best.pt", best), ("checkpoint.pt", records[-1]))}
+            for name, record in (("weights.pt", records[-1]), ("best.pt", best))}
     assert evaluated(run_dir, "weights.pt") == rows["weights.pt"]
-    assert evaluated(run_dir, run_dir / "best.pt", "--batch_size", "77") == rows["best.pt"]
-    assert evaluated(run_dir, run_dir / "checkpoint.pt", "--arch", run_dir) == rows["checkpoint.pt"]
+    assert evaluated(run_dir, run_dir / "checkpoint.pt", "--arch", run_dir) == rows["weights.pt"]
     torch.save({"state_dict": prefixed(weights(run_dir / "best.pt"))}, tmp_path / "theirs.pth.tar")
-    assert evaluated(run_dir, tmp_path / "theirs.pth.tar") == rows["best.pt"]
+    assert evaluated(run_dir, tmp_path / "theirs.pth.tar", "--batch_size", "77") == rows["best.pt"]
     assert snapshot(run_dir.parent) == before                              # a test leaves nothing
 
 
@@ -460,13 +457,12 @@ def test_eval_refuses_other_weights_with_one_line_and_status_1(make, tmp_path):
 
 # ---- which cell
 
-def test_arch_takes_a_name_a_file_a_search_run_and_a_random_cell(images, tmp_path):
+def test_arch_takes_a_search_run_and_a_random_cell(images, tmp_path):
     cell = genotypes.load("DARTS_V1")
     (tmp_path / "search-try-20300102-030405").mkdir()
     genotypes.save(cell, tmp_path / "search-try-20300102-030405" / "genotype.json")
-    genotypes.save(cell, tmp_path / "mine.json")
     found = {}
-    for arch in ("DARTS_V1", tmp_path / "mine.json", tmp_path / "search-try-20300102-030405", "random:0"):
+    for arch in (tmp_path / "search-try-20300102-030405", "random:0"):     # names and files: see other tests
         save = tmp_path / f"runs{len(found)}"
         outcome = run("train_cifar.py", *ONCE, *folder_options(images, save), "--arch", arch)
         assert outcome.code == 0, outcome
@@ -571,10 +567,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(images, tmp_path):
     """With a backend that needs no C++ compiler."""
     (tmp_path / "eager.py").write_text(EAGER)
-    options = ["--init_channels", 2, "--layers", 1, "--device", "cpu", "--epochs", 2]
+    options = ["--init_channels", 2, "--layers", 1, "--device", "cpu", "--epochs", 1]
     for save, script in (("plain", ["train_cifar.py"]), ("compiled", [tmp_path / "eager.py", ROOT / "train_cifar.py",
                                                                     "--compile"])):
-        outcome = run(*script, *options, *folder_options(images, tmp_path / save))
+        outcome = run(*script, *options, *folder_options(images, tmp_path / save), "--batch_size", 12)
         assert outcome.code == 0, outcome
         assert ("compiled" in outcome.out) == (save == "compiled")
     plain, compiled = (weights(the_run(tmp_path / save) / "weights.pt") for save in ("plain", "compiled"))
@@ -622,11 +618,11 @@ def test_the_other_published_options_reach_the_run(images, tmp_path):
 def test_a_run_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
     script = start("train_cifar.py", *options_for(images, tmp_path))
     script.wait_until(lambda: list(tmp_path.glob("*/args.json")))          # before there is anything to continue from
-    for lines, seconds in [(0, 0), (1, 0), (2, 0.02), (3, 0.01)]:          # lines in metrics.jsonl, seconds after
+    for lines, seconds in [(0, 0), (1, 0.02), (4, 0)]:                     # lines in metrics.jsonl, seconds after
         script.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
         time.sleep(seconds)
         script.signal(signal.SIGKILL)
-        assert script.wait().code in (-signal.SIGKILL, 0)
+        assert script.wait().code == -signal.SIGKILL
         done = epochs_done(the_run(tmp_path))
         assert not done or metrics(the_run(tmp_path)) == metrics(undisturbed)[:done]
         script = start("train_cifar.py", "--resume", the_run(tmp_path))

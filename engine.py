@@ -156,7 +156,7 @@ def restore(run_dir: Path, kind: str, parts: dict) -> dict:
     for name, part in parts.items():
         if name in state:
             utils.load_part(name, part, state.pop(name))
-    if utils.rank() == 0:
+    if utils.rank() == 0 and state["metrics"]:
         utils.write_metrics(run_dir, state["metrics"])                     # a kill may have come before it
     return state
 

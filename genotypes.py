@@ -55,13 +55,14 @@ def load(name_or_path: str) -> Genotype:
 
 
 def save(genotype: Genotype, path) -> None:
-    """Write a genotype as JSON, whole or not at all."""
+    """Write a genotype as JSON, whole or not at all. Raises OSError."""
     temporary = Path(f"{path}.tmp")
     try:
         temporary.write_text(json.dumps(genotype._asdict()) + "\n", encoding="utf-8")
         os.replace(temporary, path)
-    finally:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
 
 
 def parse(record) -> Genotype:

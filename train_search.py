@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
     state = utils.load_checkpoint(run_dir, "search") or {
         "kind": "search", "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [],
         "alphas": {}}
-    if utils.rank() == 0:
+    if utils.rank() == 0 and state["metrics"]:
         write_history(state, run_dir)                                      # a kill may have come before it
     write_scalars = utils.scalar_writer(args, run_dir, done=len(state["metrics"]))
     for stage in make_stages(args)[state["stage"] - 1:]:

@@ -287,7 +287,11 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
         dist.broadcast_object_list(box, src=0)
     args.resume = str(box[0])
     if rank() == 0:
-        handler = logging.FileHandler(Path(args.resume) / "log.txt")
+        path = Path(args.resume) / "log.txt"
+        try:
+            handler = logging.FileHandler(path)
+        except OSError as error:
+            raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
         handler.handleError = lambda record: None                          # a full disk is said where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)

@@ -454,8 +454,7 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(module, run_dirs, run
 
 
 @pytest.mark.parametrize("content", [
-    "[" * 100_000, "\xff", '{"kind": "search", "args": {"epochs": "many"}}',
-    '{"kind": "search", "args": {"add_layers": 3}}'], ids=["nested", "bytes", "epochs", "add_layers"])
+    "[" * 100_000, "\xff", '{"kind": "search"}', '{"kind": 1, "args": 2}'], ids=["nested", "bytes", "no args", "odd"])
 def test_resume_of_a_damaged_args_json_is_refused_in_one_line(content, run_here, tmp_path):
     (tmp_path / "args.json").write_text(content, encoding="latin-1")
     code, out, err = run_here(lambda args: None, train_search.parse_args, "--resume", tmp_path)

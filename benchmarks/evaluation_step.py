@@ -1,0 +1,113 @@
+"""Time and memory of a training step of the CIFAR evaluation network against the plain formulation, in one process.
+
+    python benchmarks/evaluation_step.py                   # PDARTS, 36 channels, 20 cells, 32x32
+Plain: every operation's own modules in turn, contiguous tensors, no sharing, the default optimizer. Both must first
+agree in float64 on loss and gradients. Steps are interleaved; seconds are medians, ratios are plain / this. Kept: bytes
+of the storages saved for backward, parameters and buffers not counted, per image.
+"""
+import argparse
+import copy
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from search_step import dispatches, kept_bytes, peak_bytes, seconds
+
+import genotypes
+from model import NetworkCIFAR
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="PDARTS")
+    parser.add_argument("--init_channels", type=int, default=36)
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each step, after one that is not")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    return parser
+
+
+class Plain(nn.Module):
+    """The network over the modules of a NetworkCIFAR, operation by operation."""
+
+    def __init__(self, network: NetworkCIFAR):
+        super().__init__()
+        self.network = network
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = s1 = self.network.stem(images)                                # (B, 3C, H, W)
+        for i, cell in enumerate(self.network.cells):
+            states = [cell.preprocess0(s0), cell.preprocess1(s1)]
+            edges = list(zip(cell._ops, cell.sources))
+            for (op1, a), (op2, b) in zip(edges[::2], edges[1::2]):
+                states.append(op1(states[a]) + op2(states[b]))
+            s0, s1 = s1, torch.cat([states[j] for j in cell.concat], dim=1)
+            if i == self.network.auxiliary_cell:
+                logits_aux = self.network.auxiliary_head(s1)
+        return self.network.classifier(s1.mean(dim=(2, 3))), logits_aux
+
+
+def loss_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    logits, logits_aux = model(images)
+    return F.cross_entropy(logits, target) + 0.4 * F.cross_entropy(logits_aux, target)
+
+
+def make_step(model: nn.Module, fused: bool):
+    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4, fused=fused)
+
+    def step(images: Tensor, target: Tensor) -> None:
+        loss = loss_of(model, images, target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    return step
+
+
+def check(network: NetworkCIFAR, images: Tensor, target: Tensor) -> None:
+    """Both formulations agree on loss and gradients in float64."""
+    grads = []
+    for build in (Plain, lambda same: same):
+        same = copy.deepcopy(network).double()
+        loss_of(build(same), images[:2].double(), target[:2]).backward()
+        grads.append({name: p.grad for name, p in same.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-8, atol=1e-8 * float(grad.abs().max()), msg=name)
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.load(args.arch))
+    images, target = torch.randn(args.batch_size, 3, 32, 32), torch.randint(10, (args.batch_size,))
+    check(network, images, target)
+    models = {"plain": Plain(copy.deepcopy(network)), "this": copy.deepcopy(network)}
+    steps = {name: make_step(model, fused=name == "this") for name, model in models.items()}
+    times = {name: [] for name in steps}
+    for repeat in range(args.repeats + 1):
+        for name, step in steps.items():
+            elapsed = seconds(step, images, target)
+            if repeat:
+                times[name].append(elapsed)
+    print(f"{args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
+          f"torch {torch.__version__}, {args.threads} CPU thread(s), median of {args.repeats}")
+    rows = {name: (statistics.median(times[name]), kept_bytes(models[name], images, "weight") / args.batch_size / 1e6,
+                   peak_bytes(steps[name], images, target) / args.batch_size / 1e6,
+                   dispatches(steps[name], images, target)) for name in models}
+    for name, (s, kept, peak, count) in rows.items():
+        plain = rows["plain"]
+        print(f"{name:6} {s:6.2f} s ({plain[0] / s:.2f}x)   kept {kept:6.1f} MB/image ({kept / plain[1]:.2f})   "
+              f"peak {peak:6.1f} MB/image ({peak / plain[2]:.2f})   {count} dispatches ({count / plain[3]:.2f})")
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())

@@ -1,0 +1,55 @@
+"""Images per second of the CIFAR training input against torchvision's per-image transforms, on one core, interleaved.
+
+    python benchmarks/input_pipeline.py
+Both crop (padding 4), mirror, normalise and cut out 16x16 squares of 32x32 colour images, in batches of 96.
+"""
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import data
+
+BATCH, CUTOUT, REPEATS = 96, 16, 9
+
+
+def cutout(image: torch.Tensor) -> torch.Tensor:
+    """The published one: a square around a uniform centre, clipped at the border. (3, H, W)"""
+    y, x = torch.randint(32, (2,)).tolist()
+    half = CUTOUT // 2
+    image[:, max(0, y - half):y + half, max(0, x - half):x + half] = 0
+    return image
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    mean, std = data.CIFAR_STATS["cifar10"]
+    images, target = torch.randint(256, (9600, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (9600,))
+    dataset = data.DataSet(images, target, images, target, list("0123456789"), mean, std, flip=True)
+    batches = data.Batches(images, target, BATCH, dataset, "cpu", seed=0, cutout=CUTOUT)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images[:BATCH]]
+    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(),
+                            v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), cutout])
+    rates = {"torchvision": [], "this": []}
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        torch.stack([transform(picture) for picture in pictures])
+        rates["torchvision"].append(BATCH / (time.perf_counter() - start))
+        start = time.perf_counter()
+        for _ in batches:
+            pass
+        rates["this"].append(len(batches) * BATCH / (time.perf_counter() - start))
+    ratio = statistics.median(a / b for a, b in zip(rates["this"], rates["torchvision"]))
+    for name, values in rates.items():
+        print(f"{name:12} {statistics.median(values):9.0f} images/s (median of {REPEATS})")
+    print(f"ratio        {ratio:9.1f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Time and memory of a search step, the supernet against the plain formulation of the same mathematics, in one process.
+
+    python benchmarks/search_step.py                       # the three stages at 16 channels, 32x32: minutes on a CPU
+    python benchmarks/search_step.py --stages 1 --repeats 9 --json stage1.json
+    python benchmarks/search_step.py --growth              # how a step grows with cells, channels, batch, image size
+Plain: every candidate applied by itself on every edge, w * op(x) summed, all parameters requiring gradients in both
+steps, contiguous tensors, default optimizers. Both must first agree in float64 on logits, gradients and statistics.
+Steps are interleaved; seconds are medians, ratios are plain / this. Bytes are those of one image: `kept` for the
+backward pass (storages of saved tensors other than parameters and buffers), `peak` above what a weight step began with.
+"""
+import argparse
+import copy
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from architect import Architect
+from genotypes import PRIMITIVES
+from model_search import Network
+from train_search import weight_step
+
+STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}                               # cells, candidates per edge
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
+    parser.add_argument("--channels", type=int, default=16, help="initial channels")
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=None, help="default: 16 on a CPU, 96 on a GPU")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each step, after one that is not")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of the candidates, weights and images")
+    parser.add_argument("--growth", action="store_true", help="measure the growth table instead")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
+    return parser
+
+
+class Plain(nn.Module):
+    """The supernet over the modules of a `Network`, candidate by candidate."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        self.alphas_normal, self.alphas_reduce = network.alphas_normal, network.alphas_reduce
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = [F.softmax(self.alphas_normal, dim=-1), F.softmax(self.alphas_reduce, dim=-1)]
+        s0 = s1 = self.network.stem(images)                                # (B, 3C, H, W)
+        for cell, reduction in zip(self.network.cells, self.network.reductions):
+            s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction])      # (B, 4C, H, W), H and W halved twice
+        return self.network.classifier(s1.mean(dim=(2, 3)))                # (B, num_classes)
+
+
+def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+    states, edge = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
+    for _ in range(4):
+        node = 0
+        for state in states:
+            mixed = cell.cell_ops[edge]
+            for primitive, op, weight in zip(mixed.primitives, mixed.m_ops, weights[edge]):
+                if primitive != "none":
+                    node = node + weight * op(state)
+            edge += 1
+        states.append(node)                                                # (B, C, H', W')
+    return torch.cat(states[2:], dim=1)                                    # (B, 4C, H', W')
+
+
+class PlainSteps:
+    """Both steps as a script would first write them."""
+
+    def __init__(self, network: Network):
+        self.model = Plain(network)
+        alphas = [network.alphas_normal, network.alphas_reduce]
+        weights = [p for p in network.parameters() if all(p is not a for a in alphas)]
+        self.alphas = alphas, torch.optim.Adam(alphas, 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+        self.weights = weights, torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
+
+    def step(self, parameters, optimizer, images, target):
+        loss = F.cross_entropy(self.model(images), target)
+        self.model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+
+    def weight(self, images, target):
+        self.step(*self.weights, images, target)
+
+    def alpha(self, images, target):
+        self.step(*self.alphas, images, target)
+
+
+class OurSteps:
+    """Both steps as `train_search.py` takes them."""
+
+    def __init__(self, network: Network, grad_checkpoint: bool):
+        self.model = network
+        network.grad_checkpoint = grad_checkpoint
+        weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
+        self.optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True)
+        self.architect = Architect(network, 6e-4, 1e-3, 5.0)
+
+    def weight(self, images, target):
+        weight_step(self.model, self.optimizer, images, target, 5.0)
+
+    def alpha(self, images, target):
+        self.architect.step(images, target)
+
+
+def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
+    """The supernet of a stage, its candidates drawn at random: of all 8, K on every edge."""
+    rng = random.Random(args.seed)
+    candidates = [[sorted(rng.sample(PRIMITIVES, K), key=PRIMITIVES.index) for _ in range(14)] for _ in range(2)]
+    torch.manual_seed(args.seed)
+    return Network(args.channels, 10, layers, *candidates).to(args.device).train()
+
+
+def check(network: Network, images: Tensor, target: Tensor) -> float:
+    """The largest relative difference, in float64, of logits, gradients and running statistics to the plain ones."""
+    results = []
+    for build in (Plain, lambda same: same):
+        same = copy.deepcopy(network).double()
+        logits = build(same)(images[:4].double())
+        F.cross_entropy(logits, target[:4]).backward()
+        statistics = [b for name, b in same.named_buffers() if name.endswith("running_var") and "m_ops" not in name]
+        results.append([logits.detach(), *(p.grad for p in same.parameters() if p.grad is not None), *statistics])
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(*results))
+
+
+class Dispatches(TorchDispatchMode):
+    """Counts the operators that are dispatched, forward, backward and optimizer."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def dispatches(step, *batch) -> int:
+    with Dispatches() as counter:
+        step(*batch)
+    return counter.count
+
+
+def kept_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
+    """Bytes of the storages that a forward pass keeps for backward, parameters and buffers not counted."""
+    model = copy.deepcopy(model)
+    if not isinstance(model, Plain):
+        for name, p in model.named_parameters():
+            p.requires_grad_(name.startswith("alphas") == (trained == "alpha"))
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    storages = {}
+
+    def note(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(images)
+    del logits
+    return sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+def peak_bytes(step, *batch) -> int:
+    """The most bytes allocated at once during a step, above those allocated before it."""
+    if batch[0].is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(*batch)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(profile_memory=True) as profiler:
+        step(*batch)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def seconds(step, *batch) -> float:
+    synchronize = torch.cuda.synchronize if batch[0].is_cuda else (lambda: None)
+    synchronize()
+    start = time.perf_counter()
+    step(*batch)
+    synchronize()
+    return time.perf_counter() - start
+
+
+def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> dict[str, dict]:
+    """Per mode (plain, default, checkpoint): seconds and dispatches of the steps, kept and peak bytes of one image."""
+    network = supernet(layers, K, args)
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
+    target = torch.randint(10, (args.batch_size,), device=args.device)
+    difference = check(network, images, target)
+    assert difference < 1e-8, f"not the same mathematics: {difference:.1e}"
+    steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
+             OurSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
+    times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha")}
+    for repeat in range(args.repeats + 1):
+        for mode, kind in times:
+            elapsed = seconds(getattr(steps[mode], kind), images, target)
+            if repeat:
+                times[mode, kind].append(elapsed)
+    result = {}
+    for mode, step in steps.items():
+        row = {kind: statistics.median(times[mode, kind]) for kind in ("weight", "alpha")}
+        row["bilevel"] = statistics.median(map(sum, zip(times[mode, "weight"], times[mode, "alpha"])))
+        for kind in ("weight", "alpha"):
+            row[f"dispatches_{kind}"] = dispatches(getattr(step, kind), images, target)
+            row[f"kept_{kind}"] = kept_bytes(step.model, images, kind) / args.batch_size
+        row["peak"] = peak_bytes(step.weight, images, target) / args.batch_size
+        result[mode] = row
+    return result
+
+
+def print_stage(stage: int, result: dict[str, dict]) -> None:
+    layers, K = STAGES[stage]
+    print(f"\nstage {stage}: {layers} cells, {K} candidates per edge")
+    print(f"{'':11}{'weight s':>15}{'alpha s':>15}{'bilevel s':>15}{'dispatches w, a':>26}{'kept MB w, a':>24}"
+          f"{'peak MB':>15}")
+    plain = result["plain"]
+    for mode, row in result.items():
+        cells = [f"{row[k]:.2f} ({plain[k] / row[k]:.2f}x)" for k in ("weight", "alpha", "bilevel")]
+        print(f"{mode:11}{cells[0]:>15}{cells[1]:>15}{cells[2]:>15}", end="")
+        for key, unit, width in (("dispatches_", 1, ".0f"), ("kept_", 1e6, ".1f")):
+            pair = [row[key + kind] / unit for kind in ("weight", "alpha")]
+            ratios = [row[key + kind] / plain[key + kind] for kind in ("weight", "alpha")]
+            text = ", ".join(f"{value:{width}} ({ratio:.3f})" for value, ratio in zip(pair, ratios))
+            print(f"{text:>{26 if unit == 1 else 24}}", end="")
+        print(f"{row['peak'] / 1e6:8.1f} ({row['peak'] / plain['peak']:.3f})")
+
+
+def print_memory(results: dict[int, dict]) -> None:
+    """What a weight step needs beyond weights and optimizer, in proportion to the batch."""
+    print("\npeak GB of a weight step, computed for a batch of 96 / 64")
+    modes = list(next(iter(results.values())))
+    print(f"{'':9}" + "".join(f"{mode:>16}" for mode in modes))
+    for stage, result in results.items():
+        cells = [f"{96 * result[mode]['peak'] / 1e9:.2f} / {64 * result[mode]['peak'] / 1e9:.2f}" for mode in modes]
+        print(f"stage {stage}  " + "".join(f"{cell:>16}" for cell in cells))
+
+
+def growth(args: argparse.Namespace) -> list[dict]:
+    """One size at a time away from 5 cells, 5 candidates, and the given channels, batch and image size."""
+    rows = []
+    sizes = {"cells": [5, 10, 20], "channels": [8, 16, 32], "batch_size": [8, 16, 32], "image_size": [16, 32, 64]}
+    print(f"{'':17}{'bilevel s':>11}{'kept MB':>10}{'peak MB':>10}   of the batch")
+    for name, values in sizes.items():
+        for value in values:
+            sized = argparse.Namespace(**{**vars(args), "cells": 5, name: value})
+            row = measure(sized.cells, 5, sized, ["default"])["default"]
+            kept, peak = (row[key] * sized.batch_size / 1e6 for key in ("kept_weight", "peak"))
+            print(f"{name:11}{value:6}{row['bilevel']:11.2f}{kept:10.0f}{peak:10.0f}", flush=True)
+            rows.append({"size": name, "value": value, **row})
+    return rows
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    args.batch_size = args.batch_size or (96 if args.device.startswith("cuda") else 16)
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), batch {args.batch_size}, "
+          f"{args.channels} channels, {args.image_size}x{args.image_size}, median of {args.repeats}")
+    if args.growth:
+        results = growth(args)
+    else:
+        results = {}
+        for stage in args.stages:
+            results[stage] = measure(*STAGES[stage], args, ["plain", "default", "checkpoint"])
+            print_stage(stage, results[stage])
+            sys.stdout.flush()
+        print_memory(results)
+    if args.json:
+        record = {"args": vars(args), "torch": torch.__version__, "results": results}
+        Path(args.json).write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())

@@ -148,6 +148,10 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     network.grad_checkpoint = args.grad_checkpoint
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 8 + stage.layers            # cells of one shape share what is compiled
+        for cell in network.cells:
+            cell.mix = torch.compile(cell.mix)
     utils.share_rank0(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, device, args.amp)

@@ -196,7 +196,7 @@ def draw_alphas(stages: list, genes: list) -> Figure:
     genes: those of the cell that was found, to mark; empty if there is none yet.
     """
     figure = Figure((7.2, 5.0))
-    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.085, top=0.955, wspace=0.12, hspace=0.4)
+    figure.subplots_adjust(left=0.1, right=0.99, bottom=0.085, top=0.955, wspace=0.12, hspace=0.4)
     axes = figure.subplots(4, 5, sharex=True, sharey=True)
     chosen = {(i // 2, source): op for i, (op, source) in enumerate(genes)}
     edge = 0
@@ -210,7 +210,7 @@ def draw_alphas(stages: list, genes: list) -> Figure:
             ax.set_title(f"{name} $\\rightarrow$ {node}", pad=3)
             edge += 1
     figure.supxlabel("epoch", fontsize=8)
-    figure.supylabel("probability", fontsize=8)
+    figure.supylabel("probability", x=0.005, fontsize=8)
     lines = [Line2D([], [], color=COLORS[op], linestyle=line_style(op), label=op) for op in genotypes.PRIMITIVES]
     lines += [Line2D([], [], color="#404040", linestyle="", marker=marker, markersize=4, label=label)
               for marker, label in (("x", "dropped"), ("o", "in the genotype"))]
@@ -244,11 +244,11 @@ def mark_stages(ax, starts: list, named: bool = False) -> None:
 def draw_search(metrics: list[dict], alphas: dict) -> Figure:
     """A search's loss, accuracy, entropy of the choices, skip-connects, skip dropout and learning rate."""
     figure = Figure((7.2, 3.8))
-    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.105, top=0.89, wspace=0.26, hspace=0.25)
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.105, top=0.89, wspace=0.3, hspace=0.25)
     axes = figure.subplots(2, 3, sharex=True)
     starts = [i + 1 for i, record in enumerate(metrics) if not i or record["stage"] > metrics[i - 1]["stage"]]
     panels = [("loss", {"train_loss": "training", "valid_loss": "validation"}),
-              ("accuracy (%)", {"train_acc": "training", "valid_acc": "validation"}),
+              ("accuracy, %", {"train_acc": "training", "valid_acc": "validation"}),
               ("entropy", {}), ("skip-connects, normal cell", {"skips": None}),
               ("skip dropout", {"skip_dropout": None}), ("learning rate", {"lr": None})]
     for ax, (title, curves) in zip(axes.flat, panels):
@@ -256,6 +256,7 @@ def draw_search(metrics: list[dict], alphas: dict) -> Figure:
             draw_curve(ax, metrics, key, starts, color=color, label=label)
         if title == "entropy":
             draw_entropy(ax, alphas)
+            ax.ticklabel_format(useOffset=False)                           # near 1 to the fifth digit at first
         ax.set_title(title, loc="left", pad=14 if ax in axes[0] else 6)
         mark_stages(ax, starts, named=ax in axes[0])
     axes[1, 0].yaxis.get_major_locator().set_params(integer=True)

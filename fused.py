@@ -183,8 +183,8 @@ class NormReLUDepthwise(Function):
         y = F.conv2d(d, weight, groups=n)
         z = torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0].relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
-        g = aten.threshold_backward(g, z, 0)
-        del z                                                              # the peak of memory is here
+        aten.threshold_backward.grad_input(g, z, 0, grad_input=g)          # in place: the peak of memory is here
+        del z
         g, _ = normalise_backward(g, y, None, mean, invstd)
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, ctx.needs_input_grad[1]))
         return g_d, g_weight, g_kernel, None, None
@@ -282,3 +282,29 @@ class PoolNorm(Function):
         if ctx.kind == "max":
             return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), None, None
         return aten.avg_pool2d_backward(g, x, *window, False, False, None), None, None
+
+
+class Node(Function):
+    """A node and its ReLU: n parts, m maps y (B, C, H, W), w (m) -> sum(parts) + sum_o w_o * y_o, (B, C, H, W) each."""
+
+    @staticmethod
+    def forward(ctx, w, n, *maps):
+        scalars = [None] * n + list(w.unbind())                            # None: of a part, weighted already
+        first, *others = zip(maps, scalars)
+        node = first[0].clone() if first[1] is None else first[0] * first[1]
+        for y, scalar in others:
+            node = node.add_(y) if scalar is None else node.addcmul_(y, scalar)
+        relu = node.clamp(min=0)
+        ctx.save_for_backward(w, relu, *(maps[n:] if ctx.needs_input_grad[0] else ()))
+        ctx.n = n
+        ctx.set_materialize_grads(False)
+        return node, relu
+
+    @staticmethod
+    def backward(ctx, g, g_relu):
+        w, relu, *maps = ctx.saved_tensors
+        if g_relu is not None:                                             # None: no branch leaves the node
+            g_relu = aten.threshold_backward(g_relu, relu, 0)
+            g = g_relu if g is None else g_relu.add_(g)
+        g_w = torch.stack([(g * y).sum() for y in maps]) if maps else None
+        return g_w, None, *[g] * ctx.n, *(g * scalar for scalar in w.unbind())

@@ -10,11 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fused import EPS, MOMENTUM, Depthwise, NormReLUDepthwise, PoolNorm, Stack, WeightedNorm, fast_layout, normalise
+from fused import (
+    EPS,
+    MOMENTUM,
+    Depthwise,
+    Node,
+    NormReLUDepthwise,
+    PoolNorm,
+    Stack,
+    WeightedNorm,
+    fast_layout,
+    normalise,
+)
 from operations import FactorizedReduce, ReLUConvBN, build
 
 NODES = 4                                                                  # intermediate nodes: 2+3+4+5 = 14 edges
-SIDE_BY_SIDE = 6                                                           # branches in one call, at most
 
 
 class Branch(NamedTuple):
@@ -69,7 +79,7 @@ class Cell(nn.Module):
     """A DAG over s0 = c_{k-2}, s1 = c_{k-1} and 4 nodes, concatenated: two (B, C_prev, H, W) -> (B, 4C, H', W')."""
 
     def __init__(self, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool,
-                 candidates: list[list[str]]):
+                 candidates: list[list[str]], side_by_side: int = 4):
         super().__init__()
         self.C = C
         preprocess = FactorizedReduce if reduction_prev else ReLUConvBN
@@ -86,7 +96,8 @@ class Cell(nn.Module):
                 self.cell_ops.append(MixedOp(C, stride, primitives, pools[state]))
                 branches += [Branch(primitive, state, stride, op, edge * len(primitives) + o) for o, (primitive, op)
                              in enumerate(zip(primitives, self.cell_ops[edge].m_ops)) if primitive != "none"]
-            self.nodes.append((side_by_side(branches), [b for b in branches if "conv" not in b.primitive]))
+            self.nodes.append((group_convolutions(branches, side_by_side),
+                               [b for b in branches if "conv" not in b.primitive]))
         self.groups = [group for groups, _ in self.nodes for group in groups]
         self.register_buffer("kernel_order", channel_order(self.layers(1)), persistent=False)
         order = [b.index for group in self.groups for b in group] + [b.index for _, rest in self.nodes for b in rest]
@@ -118,39 +129,43 @@ class Cell(nn.Module):
         return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
 
     def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments) -> Tensor:
-        """The same, branches side by side. weights: in `weight_order`. Leaves the running statistics alone."""
+        """The same, branches side by side, after the ReLU that s0 and s1 are used through. weights: in `weight_order`.
+
+        Leaves the running statistics alone.
+        """
         moments.position = 0
         states = [moments.add(*project(op, s)) for op, s in ((self.preprocess0, s0), (self.preprocess1, s1))]
         relus, pooled = [F.relu(state) for state in states], {}            # both shared by the edges leaving a state
         n = sum(map(len, self.groups))
         scales, convolutions = iter(self.scales(weights[:n])), iter(self.stacks(states[0].dtype))
-        weights = iter(weights[n:].unbind())
+        weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
         for groups, rest in self.nodes:
             parts = [mix_group(group, relus, convolutions, next(scales), moments) for group in groups]
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
                     y = F.dropout(states[b.state], skip_dropout)
                 elif isinstance(b.op, FactorizedReduce):
-                    y = moments.add(*project(b.op, states[b.state]))
+                    y = moments.add(*project(b.op, relus[b.state]))
                 elif b.op in pooled:
                     y = pooled[b.op]
                 else:
                     y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride))
                     pooled[b.op] = y
-                parts.append(next(weights) * y)
-            states.append(sum(parts[1:], parts[0]))                        # (B, C, H', W')
-            relus.append(F.relu(states[-1]))
+                parts.append(y)
+            node, relu = Node.apply(next(weights), len(groups), *parts)    # (B, C, H', W')
+            states.append(node)
+            relus.append(relu)
         return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
 
 
-def side_by_side(branches: list[Branch]) -> list[list[Branch]]:
+def group_convolutions(branches: list[Branch], limit: int) -> list[list[Branch]]:
     """The convolutions among a node's branches, in even groups of one kind and stride, small kernels first."""
     groups = []
     convolutions = [b for b in branches if "conv" in b.primitive]
     for kind, stride in sorted({(b.primitive[:3], b.stride) for b in convolutions}):
         same = [b for b in convolutions if b.primitive.startswith(kind) and b.stride == stride]
         same.sort(key=lambda b: b.primitive)
-        count = -(-len(same) // SIDE_BY_SIDE)
+        count = -(-len(same) // limit)
         groups += [same[i * len(same) // count:(i + 1) * len(same) // count] for i in range(count)]
     return groups
 
@@ -186,11 +201,11 @@ def crop(kernel: Tensor, group: list[Branch]) -> Tensor:
     return F.pad(kernel, [-rim] * 4) if rim else kernel
 
 
-def project(op: ReLUConvBN | FactorizedReduce, s: Tensor) -> tuple:
-    """A ReLU-convolution-norm by the batch's moments -> its norm (in a list), its output, mean, invstd."""
+def project(op: ReLUConvBN | FactorizedReduce, x: Tensor) -> tuple:
+    """`op` without its ReLU, by the batch's moments -> its norm (in a list), its output, mean, invstd."""
     if isinstance(op, FactorizedReduce):
-        return [op.bn], *normalise(op.project(F.relu(s)))
-    return [op.op[2]], *normalise(op.op[1](F.relu(s)))
+        return [op.bn], *normalise(op.project(x))
+    return [op.op[2]], *normalise(op.op[1](x))
 
 
 @torch.no_grad()
@@ -223,14 +238,15 @@ class Network(nn.Module):
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(normal), len(normal[0])))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(reduce), len(reduce[0])))
         self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
-        C_prev_prev, C_prev, reduction_prev = 3 * C, 3 * C, False
+        C_first, C_prev_prev, C_prev, reduction_prev = C, 3 * C, 3 * C, False
         self.cells = nn.ModuleList()
         self.reductions = [i in (layers // 3, 2 * layers // 3) for i in range(layers)]
         for reduction in self.reductions:
             if reduction:
                 C *= 2
             candidates = reduce if reduction else normal
-            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, candidates))
+            side_by_side = 4 * C // C_first                                # more would overflow the cache
+            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, candidates, side_by_side))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.classifier = nn.Linear(C_prev, num_classes)
 
@@ -238,15 +254,16 @@ class Network(nn.Module):
         weights = [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]  # (14, K) each
         s0 = s1 = self.stem(fast_layout(images))           # (B, 3C, H, W)
         if self.training:
-            s1 = self.mix(s0, s1, weights)
+            s1 = self.mix(s1, weights)
         else:
             for cell, reduction in zip(self.cells, self.reductions):
                 s0, s1 = s1, cell(s0, s1, weights[reduction])              # (B, 4C, H, W), H and W halved twice
         return self.classifier(s1.mean(dim=(2, 3)))                        # (B, num_classes)
 
-    def mix(self, s0: Tensor, s1: Tensor, weights: list[Tensor]) -> Tensor:
+    def mix(self, stem: Tensor, weights: list[Tensor]) -> Tensor:
         """The cells' output in training, (B, 4C, H, W), by `Cell.mix`; moves the running statistics, once."""
         ordered, measured = {}, []                                         # all cells of a kind have one order
+        s0 = s1 = F.relu(stem)                                             # all that the cells use
         for cell, reduction in zip(self.cells, self.reductions):
             if reduction not in ordered:
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]
@@ -256,7 +273,7 @@ class Network(nn.Module):
                 out = checkpoint(cell.mix, *args, use_reentrant=False, preserve_rng_state=self.skip_dropout > 0)
             else:
                 out = cell.mix(*args)
-            s0, s1 = s1, out
+            s0, s1 = s1, F.relu(out)
             measured += moments.measured
         move_statistics(measured)
-        return s1
+        return out

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import shlex
 import signal
@@ -148,7 +149,7 @@ def run(main, parse) -> None:
     except (ValueError, OSError) as error:
         _fail(error)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
         hint = "--grad_checkpoint, or " if "grad_checkpoint" in args and not args.grad_checkpoint else ""
         _fail(f"out of memory: try {hint}a new run with --batch_size {max(1, args.batch_size // 2)}")

@@ -136,8 +136,8 @@ def check(network: Network, images: Tensor, target: Tensor) -> float:
         same = copy.deepcopy(network).double()
         logits = build(same)(images[:4].double())
         F.cross_entropy(logits, target[:4]).backward()
-        statistics = [b for name, b in same.named_buffers() if name.endswith("running_var") and "m_ops" not in name]
-        results.append([logits.detach(), *(p.grad for p in same.parameters() if p.grad is not None), *statistics])
+        variances = [b for name, b in same.named_buffers() if name.endswith("running_var") and "m_ops" not in name]
+        results.append([logits.detach(), *(p.grad for p in same.parameters() if p.grad is not None), *variances])
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(*results))
 
 

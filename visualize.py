@@ -210,7 +210,7 @@ def draw_alphas(stages: list, genes: list) -> Figure:
             ax.set_title(f"{name} $\\rightarrow$ {node}", pad=3)
             edge += 1
     figure.supxlabel("epoch", fontsize=8)
-    figure.supylabel("probability", x=0.005, fontsize=8)
+    figure.supylabel("probability, in units of 1 / K", x=0.005, fontsize=8)
     lines = [Line2D([], [], color=COLORS[op], linestyle=line_style(op), label=op) for op in genotypes.PRIMITIVES]
     lines += [Line2D([], [], color="#404040", linestyle="", marker=marker, markersize=4, label=label)
               for marker, label in (("x", "dropped"), ("o", "in the genotype"))]
@@ -223,7 +223,7 @@ def draw_edge_alphas(ax, stages: list, edge: int, chosen: str | None) -> None:
     for i, (x, probs, candidates) in enumerate(stages):
         later = stages[i + 1][2][edge] if i + 1 < len(stages) else candidates[edge]
         for k, op in enumerate(candidates[edge]):
-            p = probs[:, edge, k]
+            p = probs[:, edge, k] * len(candidates[edge])                  # 1 in all stages where nothing is chosen
             ax.plot(x, p, color=COLORS[op], linestyle=line_style(op), linewidth=1)
             if op not in later:
                 ax.plot(x[-1], p[-1], "x", color=COLORS[op], markersize=4)

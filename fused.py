@@ -246,6 +246,8 @@ class PointwiseNorm(Function):
 
 def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """norm(conv(x)) in training, for a 1x1 convolution."""
+    if not norm.training:                                                  # its running statistics are frozen
+        return norm(conv(x))
     norm.num_batches_tracked.add_(1)
     return PointwiseNorm.apply(x, conv.weight.to(x.dtype), norm.weight, norm.bias, norm.running_mean, norm.running_var)
 

@@ -17,7 +17,7 @@ FOUND = genotypes.load("random:3")
 def write_run(run_dir: Path, args: dict, metrics: list[dict], genotype=FOUND) -> str:
     """A run directory as the training scripts leave it."""
     run_dir.mkdir()
-    record = {"args": args, "device": "NVIDIA H100", "processes": 2}
+    record = {"kind": "eval" if "arch" in args else "search", "args": args, "device": "NVIDIA H100", "processes": 2}
     (run_dir / "args.json").write_text(json.dumps(record))
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if genotype:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import genotypes
+import report
 import utils
 import visualize
 from genotypes import OPERATIONS, PRIMITIVES
@@ -26,7 +27,8 @@ FOUND = genotypes.load("random:3")
 def write_run(run_dir: Path, args: dict, metrics: list[dict]) -> Path:
     """A run directory as open_run_dir and write_metrics leave it."""
     run_dir.mkdir()
-    record = {"args": args, "command": shlex.join(["python", "train.py", "--note", NOTE]), "device": "NVIDIA H100",
+    record = {"kind": "eval" if "arch" in args else "search", "args": args,
+              "command": shlex.join(["python", "train.py", "--note", NOTE]), "device": "NVIDIA H100",
               "processes": 2, "git": None, "versions": {"python": "3.11.7", "torch": "2.14.1"}}
     (run_dir / "args.json").write_text(json.dumps(record))
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
@@ -154,7 +156,7 @@ def test_a_search_is_drawn_with_all_its_edges(search):
         assert sum("→" in text for text in texts(svg)) == 14
         assert set(PRIMITIVES) <= set(texts(svg))
         assert {visualize.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
-    assert {"loss", "accuracy (%)", "entropy", "skip dropout", "stage 1", "stage 2", "stage 3"} <= set(
+    assert {"loss", "accuracy, %", "entropy", "skip dropout", "stage 1", "stage 2", "stage 3"} <= set(
         texts(search / "pictures" / "curves.svg"))
 
 
@@ -182,9 +184,9 @@ def test_the_commands_of_a_report_name_the_cells_of_its_table(search):
 
 def test_cifar_is_trained_as_in_the_paper():
     args = {"dataset": "cifar10", "tmp_data_dir": "my data", "image_size": None}
-    command = visualize.train_command(Path("run"), args)
+    command = report.train_command(Path("run"), args)
     assert command.endswith("--arch run --tmp_data_dir 'my data' --auxiliary --cutout")
-    assert "--auxiliary" not in visualize.train_command(Path("run"), args | {"image_size": 16})
+    assert "--auxiliary" not in report.train_command(Path("run"), args | {"image_size": 16})
 
 
 @pytest.mark.parametrize("epochs, text", [([], "no epoch finished yet"),

@@ -106,8 +106,7 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
     is not finite.
     """
     meter = Meter(label, len(batches), args.report_freq)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = parameters[0].device
+    device = optimizer.param_groups[0]["params"][0].device
     for images, target in batches:
         images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
         logits, logits_aux = network(images)
@@ -116,10 +115,7 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
             loss = loss + args.auxiliary_weight * F.cross_entropy(logits_aux, target, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, args.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
+        utils.clipped_step(optimizer, scaler, args.grad_clip)
         meter.update(loss.detach(), logits.detach(), target)
     loss, top1, _ = meter.finish()
     utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks

@@ -109,7 +109,7 @@ class NetworkCIFAR(_Body):
         self._stack(3 * C, 3 * C, C, num_classes, layers, genotype, False, 3 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = F.relu_(self.stem(fast_layout(images)))  # (B, 3C, H, W)
+        x = F.relu_(self.stem(fast_layout(images)))                        # (B, 3C, H, W)
         return self._head(x, x)
 
 
@@ -136,6 +136,6 @@ class NetworkImageNet(_Body):
         self._stack(C, C, C, num_classes, layers, genotype, True, 2 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0 = F.relu_(self.stem0(fast_layout(images)))                                   # (B, C, H/4, W/4)
+        s0 = F.relu_(self.stem0(fast_layout(images)))                      # (B, C, H/4, W/4)
         s1 = F.relu_(self.stem1(s0))                                       # (B, C, H/8, W/8)
         return self._head(s0, s1)

@@ -57,10 +57,7 @@ def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = utils.parse_args(parser, "eval")
-    if args.cifar100 and args.dataset not in (None, "cifar100"):
-        parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
-    args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
-    args.tmp_data_dir = args.tmp_data_dir or "data"
+    utils.choose_dataset(parser, args)
     if args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
     return args

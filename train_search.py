@@ -75,10 +75,7 @@ def parse_args() -> argparse.Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = utils.parse_args(parser, "search")
-    if args.cifar100 and args.dataset not in (None, "cifar100"):
-        parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
-    args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
-    args.tmp_data_dir = args.tmp_data_dir or "data"
+    utils.choose_dataset(parser, args)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]               # deviation: published, no flag means none
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
@@ -205,12 +202,8 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     scaler.scale(loss).backward()
     for alpha in (model.alphas_normal, model.alphas_reduce):
         alpha.requires_grad_(True)
-    weights = optimizer.param_groups[0]["params"]
-    utils.average_gradients(weights)
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(weights, grad_clip)
-    scaler.step(optimizer)
-    scaler.update()
+    utils.average_gradients(optimizer.param_groups[0]["params"])
+    utils.clipped_step(optimizer, scaler, grad_clip)
     return loss.detach(), logits.detach()
 
 

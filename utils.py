@@ -107,6 +107,14 @@ def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
     return args
 
 
+def choose_dataset(parser: Parser, args: argparse.Namespace) -> None:
+    """Fill in --dataset and --tmp_data_dir; exits with status 2 where --cifar100 contradicts --dataset."""
+    if args.cifar100 and args.dataset not in (None, "cifar100"):
+        parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
+    args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
+    args.tmp_data_dir = args.tmp_data_dir or "data"
+
+
 class Stopped(Exception):
     """SIGINT or SIGTERM asked the run to end."""
 
@@ -214,6 +222,14 @@ def set_precision(network: nn.Module, device: torch.device, amp: str) -> torch.a
         forward = torch.autocast(device.type, dtype)(network.forward)
         network.forward = lambda images: tree_map_only(Tensor, Tensor.float, forward(images))  # losses are float32's
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, grad_clip: float) -> None:
+    """An optimizer's step on its gradients, unscaled, their norm clipped."""
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 # ---- processes (torchrun)

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from PIL import Image
-from scripts import MEASURED, run, start, the_run
+from scripts import MEASURED, run, start, the_run, write_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import utils  # noqa: E402
@@ -33,16 +33,9 @@ OPTIONS = {                                                                # eve
 KIND = {"train_search.py": "search", "train_cifar.py": "eval"}
 
 
-def write_images(root: Path) -> list:
-    """Make an image folder of 2 classes, of which 12 images train and 2 test; the options that name it."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 2)):
-        for name in ("bear", "cat"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(random.integers(256, size=(10, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return ["--dataset", "folder", "--tmp_data_dir", root]
+def image_options(root: Path) -> list:
+    """The options that name a small image folder, made at `root`."""
+    return ["--dataset", "folder", "--tmp_data_dir", write_images(root, val=2)]
 
 
 # ---- what a run directory holds
@@ -190,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = write_images(Path(folder, "images"))
+        data = image_options(Path(folder, "images"))
         for script in OPTIONS:
             begin = time.monotonic()
             expected = undisturbed(script, [*OPTIONS[script], *data], Path(folder, f"undisturbed {script}"))

@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")              # what no two runs have in common
 os.environ["OMP_NUM_THREADS"] = "1"                                        # before the server starts
@@ -110,6 +113,18 @@ def epochs_done(run_dir) -> int:
 def snapshot(folder) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def write_images(root: Path, val: int) -> Path:
+    """Make an image folder: 2 classes, of which 12 images train and `val` validate each, 10x8 pixels."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", val)):
+        for name in ("bear", "cat"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(random.integers(256, size=(10, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
 
 
 def error_line(outcome: Outcome, code: int) -> str:

@@ -40,7 +40,7 @@ finally:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The options that name a small image folder."""
-    return kill_loop.write_images(tmp_path_factory.mktemp("data") / "images")
+    return kill_loop.image_options(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

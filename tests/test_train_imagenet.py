@@ -6,7 +6,6 @@ import shlex
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,12 +78,7 @@ def test_defaults_are_the_papers(monkeypatch):
     assert options(monkeypatch, "--batch_size", "256").learning_rate == pytest.approx(0.1)
 
 
-def test_all_published_cells_have_the_computed_multiply_adds(golden, monkeypatch):
-    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):                   # counting needs no values
-        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
-    for layer in (nn.BatchNorm2d, nn.ReLU):                                # nor what keeps the shape
-        monkeypatch.setattr(layer, "forward", lambda self, x: x)
-    monkeypatch.setattr(utils, "copy", SimpleNamespace(deepcopy=lambda network: network))
+def test_all_published_cells_have_the_computed_multiply_adds(golden, quick_counting):
     cells = golden("genotypes.json")
     assert len(cells) == 36
     for name, cell in cells.items():

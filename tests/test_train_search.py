@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scripts import (
     MEASURED,
     ROOT,
@@ -27,6 +26,7 @@ from scripts import (
     snapshot,
     start,
     the_run,
+    write_images,
 )
 
 import engine
@@ -49,16 +49,7 @@ MEND = re.compile(r"did you mean|leave|give|use |name |choose|lower|add |put |re
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """An image folder: 2 classes, of which 12 train and 2 validate each, 10x8 pixels."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 2)):
-        for name in ("bear", "cat"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(random.integers(256, size=(10, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return root
+    return write_images(tmp_path_factory.mktemp("images"), val=2)
 
 
 def options_for(images, save):

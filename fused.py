@@ -85,60 +85,70 @@ def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     return torch.stack([zero, one, two, three, four], dim=-1)
 
 
-def interleave(x: Tensor) -> Tensor:
+class Interleave(Function):
     """(B, C, H, W) -> (4B, C, H/2, W/2): the even and odd rows and columns as four images."""
-    B, C, H, W = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
-    x = x.as_strided((2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1)).contiguous()
-    return x.as_strided((4 * B, C, H // 2, W // 2), (H * W * C // 4, 1, W * C // 2, C))
+
+    @staticmethod
+    def forward(ctx, x):
+        B, C, H, W = x.shape
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.as_strided((2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1)).contiguous()
+        return x.as_strided((4 * B, C, H // 2, W // 2), (H * W * C // 4, 1, W * C // 2, C))
+
+    @staticmethod
+    def backward(ctx, g):
+        return Deinterleave.forward(ctx, g)
 
 
-def deinterleave(x: Tensor) -> Tensor:
-    """(4B, C, H/2, W/2) -> (B, C, H, W)."""
-    B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
-    x = x.contiguous(memory_format=torch.channels_last)
-    size = H * W * C // 4                                                  # of one of the four images
-    x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
-    return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
+class Deinterleave(Function):
+    """(4B, C, H/2, W/2) -> (B, C, H, W): the inverse."""
+
+    @staticmethod
+    def forward(ctx, x):
+        B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
+        x = x.contiguous(memory_format=torch.channels_last)
+        size = H * W * C // 4                                              # of one of the four images
+        x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
+        return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
+
+    @staticmethod
+    def backward(ctx, g):
+        return Interleave.forward(ctx, g)
 
 
-class Depthwise(Function):
-    """n states (B, C, H, W), already past their ReLU, each under its kernel -> (B, nC, H/stride, W/stride).
+def undilate(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
+    """x (B, C, H, W), stride and dilation under which a kernel of dilation 2 and that stride gives the same.
 
     A dilation of 2 is dense on every second pixel: with stride 2 on those of even row and column, with stride 1 on
     each of the four interleaved images (even sizes only). On the CPU the dense gradients are several times faster.
     """
+    if x.device.type == "cpu" and stride == 2:
+        return x[:, :, ::2, ::2], 1, 1
+    if x.device.type == "cpu" and x.size(2) % 2 == x.size(3) % 2 == 0:
+        return Interleave.apply(x), 1, 1
+    return x, stride, 2
 
-    @staticmethod
-    def gather(states, stride, dilation):
-        x = torch.cat(states, dim=1)                                       # (B, nC, H, W)
-        even = x.size(2) % 2 == x.size(3) % 2 == 0
-        if dilation == 1 or x.device.type != "cpu" or (stride == 1 and not even):
-            return x, stride, dilation
-        if stride == 2:
-            return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
-        return interleave(x), 1, 1                                         # (4B, nC, H/2, W/2)
+
+def redilate(y: Tensor, B: int) -> Tensor:
+    """The inverse of `undilate` on a result of B images: (B or 4B, C, H', W') -> (B, C, H, W)."""
+    return y if y.size(0) == B else Deinterleave.apply(y)
+
+
+class Depthwise(Function):
+    """n states (B, C, H, W), already past their ReLU, each under its kernel -> (B, nC, H/stride, W/stride)."""
 
     @staticmethod
     def forward(ctx, kernel, stride, dilation, *states):
-        x, dense_stride, dense_dilation = Depthwise.gather(states, stride, dilation)
+        x = torch.cat(states, dim=1)                                       # (B, nC, H, W)
         ctx.save_for_backward(kernel, *states)
         ctx.stride, ctx.dilation = stride, dilation
-        y = depthwise(x, kernel, dense_stride, dense_dilation)
-        return y if x.size(0) == states[0].size(0) else deinterleave(y)
+        return depthwise(x, kernel, stride, dilation)
 
     @staticmethod
     def backward(ctx, g):
         kernel, *states = ctx.saved_tensors
-        x, dense_stride, dense_dilation = Depthwise.gather(states, ctx.stride, ctx.dilation)
-        interleaved = x.size(0) != states[0].size(0)
-        g_x, g_kernel = depthwise_backward(interleave(g) if interleaved else g, x, kernel, dense_stride,
-                                           dense_dilation, ctx.needs_input_grad[0])
-        if interleaved:
-            g_x = deinterleave(g_x)
-        elif dense_stride < ctx.stride:                                    # the pixels of odd row or column had no part
-            g_even, g_x = g_x, torch.zeros_like(torch.cat(states, dim=1))
-            g_x[:, :, ::2, ::2] = g_even
+        x = torch.cat(states, dim=1)
+        g_x, g_kernel = depthwise_backward(g, x, kernel, ctx.stride, ctx.dilation, ctx.needs_input_grad[0])
         return g_kernel, None, None, *g_x.split(states[0].size(1), dim=1)
 
 
@@ -147,46 +157,49 @@ def normalise(y, scale=None):
     return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
 
 
+def renormalise(y, mean, invstd):
+    """Batch norm of y (B, C, H, W) by moments that are known."""
+    return torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
+
+
 def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
     """Gradients of `normalise` with regard to y and scale."""
     return aten.native_batch_norm_backward(g, y, scale, None, None, mean, invstd, True, EPS,
                                            [True, wants_scale, False])[:2]
 
 
-def fold(weight, scale, mean):
-    """scale * (pointwise(d) - mean) is a pointwise convolution again: its weight and its bias."""
-    return weight * scale.to(weight.dtype)[:, None, None, None], (-scale * mean).to(weight.dtype)
-
-
 class NormReLUDepthwise(Function):
     """depthwise(relu(norm(pointwise(d)))) of n branches, d (B, nC, H, W) -> (B, nC, H, W), mean (nC), invstd (nC).
 
-    mean, invstd: None, or those known from a first pass.
+    mean, invstd: None, or those known from a first pass. The first pass keeps d and the pointwise output.
     """
 
     @staticmethod
     def forward(ctx, d, weight, kernel, mean, invstd):
-        n = weight.size(0) // weight.size(1)
-        if mean is None:
-            z, mean, invstd = normalise(F.conv2d(d, weight, groups=n))
+        y, known = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1)), mean is not None
+        if known:
+            z = renormalise(y, mean, invstd)
         else:
-            z = F.conv2d(d, *fold(weight, invstd, mean), groups=n)
-        ctx.save_for_backward(d, weight, kernel, mean, invstd)
+            z, mean, invstd = normalise(y)
+        z.relu_()
+        ctx.save_for_backward(d if ctx.needs_input_grad[1] else None, y, z if known else None, weight, kernel, mean,
+                              invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
-        return depthwise(z.relu_(), kernel), mean, invstd
+        return depthwise(z, kernel), mean, invstd
 
     @staticmethod
     def backward(ctx, g, *_):
-        d, weight, kernel, mean, invstd = ctx.saved_tensors
-        n = weight.size(0) // weight.size(1)
-        y = F.conv2d(d, weight, groups=n)
-        z = torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0].relu_()
+        d, y, z, weight, kernel, mean, invstd = ctx.saved_tensors
+        if z is None:
+            z = renormalise(y, mean, invstd).relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
         aten.threshold_backward.grad_input(g, z, 0, grad_input=g)          # in place: the peak of memory is here
         del z
         g, _ = normalise_backward(g, y, None, mean, invstd)
-        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, ctx.needs_input_grad[1]))
+        wants_weight = ctx.needs_input_grad[1]                             # else y stands in for d, of the same shape
+        g_d, g_weight = conv_backward(g, d if wants_weight else y, weight, groups=weight.size(0) // weight.size(1),
+                                      mask=(True, wants_weight))
         return g_d, g_weight, g_kernel, None, None
 
 
@@ -201,16 +214,18 @@ class WeightedNorm(Function):
     def forward(ctx, d, scale, weight, mean, invstd):
         C = weight.size(1)
         n = weight.size(0) // C
+        wants_weight = ctx.needs_input_grad[2]
+        y = F.conv2d(d, weight, groups=n) if mean is None or not wants_weight else None
         if mean is None:
-            z, mean, invstd = normalise(F.conv2d(d, weight, groups=n), scale)
+            z, mean, invstd = normalise(y, scale)
             mixed, *others = z.split(C, dim=1)
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
         else:
-            folded, bias = fold(weight, scale * invstd, mean)
+            folded = weight * (scale * invstd).to(weight.dtype)[:, None, None, None]
             folded = folded.view(n, C, C).transpose(0, 1).reshape(C, n * C, 1, 1)
-            mixed = F.conv2d(d, folded, bias.view(n, C).sum(0))
-        ctx.save_for_backward(d, scale, weight, mean, invstd)
+            mixed = F.conv2d(d, folded, (-scale * invstd * mean).to(weight.dtype).view(n, C).sum(0))
+        ctx.save_for_backward(d if wants_weight else y, scale, weight, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
         return mixed, mean, invstd
@@ -218,10 +233,10 @@ class WeightedNorm(Function):
     @staticmethod
     def backward(ctx, g, *_):
         d, scale, weight, mean, invstd = ctx.saved_tensors
-        n = weight.size(0) // weight.size(1)
-        y = F.conv2d(d, weight, groups=n)
+        n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
+        y = F.conv2d(d, weight, groups=n) if wants_weight else d
         g, g_scale = normalise_backward(torch.cat([g] * n, dim=1), y, scale, mean, invstd, ctx.needs_input_grad[1])
-        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, ctx.needs_input_grad[2]))
+        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_scale, g_weight, None, None
 
 
@@ -253,12 +268,18 @@ def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x) in training, for a depthwise convolution."""
-    return Depthwise.apply(conv.weight.to(x.dtype), conv.stride[0], conv.dilation[0], x)
+    """conv(x) in training, for a depthwise convolution; if it is dilated, up to `redilate`."""
+    stride, dilation = conv.stride[0], conv.dilation[0]
+    if dilation == 2:
+        x, stride, dilation = undilate(x, stride)
+    return Depthwise.apply(conv.weight.to(x.dtype), stride, dilation, x)
 
 
 class PoolNorm(Function):
-    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only."""
+    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C).
+
+    mean, invstd: None, or those known from a first pass. The first pass keeps x only.
+    """
 
     @staticmethod
     def pool(x, kind, stride):
@@ -267,9 +288,14 @@ class PoolNorm(Function):
         return aten.avg_pool2d(x, [3, 3], [stride] * 2, [1, 1], False, False), None
 
     @staticmethod
-    def forward(ctx, x, kind, stride):
-        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0])
-        ctx.save_for_backward(x, mean, invstd)
+    def forward(ctx, x, kind, stride, mean, invstd):
+        pooled = PoolNorm.pool(x, kind, stride)
+        if mean is None:
+            z, mean, invstd = normalise(pooled[0])
+            pooled = None, None
+        else:
+            z = renormalise(pooled[0], mean, invstd)
+        ctx.save_for_backward(x, mean, invstd, *pooled)
         ctx.kind, ctx.stride = kind, stride
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -277,13 +303,14 @@ class PoolNorm(Function):
 
     @staticmethod
     def backward(ctx, g, *_):
-        x, mean, invstd = ctx.saved_tensors
-        y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
+        x, mean, invstd, y, indices = ctx.saved_tensors
+        if y is None:
+            y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
         g, _ = normalise_backward(g, y, None, mean, invstd)
         window = [3, 3], [ctx.stride] * 2, [1, 1]
         if ctx.kind == "max":
-            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), None, None
-        return aten.avg_pool2d_backward(g, x, *window, False, False, None), None, None
+            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), *[None] * 4
+        return aten.avg_pool2d_backward(g, x, *window, False, False, None), *[None] * 4
 
 
 class Node(Function):

@@ -21,6 +21,8 @@ from fused import (
     WeightedNorm,
     fast_layout,
     normalise,
+    redilate,
+    undilate,
 )
 from operations import FactorizedReduce, ReLUConvBN, build
 
@@ -135,12 +137,14 @@ class Cell(nn.Module):
         """
         moments.position = 0
         states = [moments.add(*project(op, s)) for op, s in ((self.preprocess0, s0), (self.preprocess1, s1))]
-        relus, pooled = [F.relu(state) for state in states], {}            # both shared by the edges leaving a state
+        relus = [F.relu(state) for state in states]
+        pooled, undilated = {}, {}                                         # shared, as the ReLUs, by a state's edges
         n = sum(map(len, self.groups))
         scales, convolutions = iter(self.scales(weights[:n])), iter(self.stacks(states[0].dtype))
         weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
         for groups, rest in self.nodes:
-            parts = [mix_group(group, relus, convolutions, next(scales), moments) for group in groups]
+            parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments)
+                     for group in groups]
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
                     y = F.dropout(states[b.state], skip_dropout)
@@ -149,7 +153,8 @@ class Cell(nn.Module):
                 elif b.op in pooled:
                     y = pooled[b.op]
                 else:
-                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride))
+                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride,
+                                                               *moments.known()))
                     pooled[b.op] = y
                 parts.append(y)
             node, relu = Node.apply(next(weights), len(groups), *parts)    # (B, C, H', W')
@@ -182,17 +187,28 @@ def channel_order(depthwise: list[nn.Conv2d]) -> Tensor:
     return torch.tensor([by_size.index(i) * C + c for i in range(len(depthwise)) for c in range(C)], dtype=torch.long)
 
 
-def mix_group(group: list[Branch], relus: list[Tensor], convolutions, scale: Tensor, moments: Moments) -> Tensor:
-    """The weighted sum of the group's branches, (B, C, H', W'). convolutions: depthwise and pointwise of each half."""
+def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolutions, scale: Tensor,
+              moments: Moments) -> Tensor:
+    """The weighted sum of the group's branches, (B, C, H', W').
+
+    undilated: of the states that a dilated convolution has left already. convolutions: depthwise and pointwise weights
+    of each half.
+    """
+    inputs, stride, dilation = [relus[b.state] for b in group], group[0].stride, 1
+    if group[0].primitive.startswith("dil"):
+        for b in group:
+            if b.state not in undilated:
+                undilated[b.state] = undilate(relus[b.state], b.stride)
+        inputs, (stride, *_), (dilation, *_) = zip(*[undilated[b.state] for b in group])
     kernel, pointwise = next(convolutions)                                 # (nC, 1, K, K), (nC, C, 1, 1)
-    dilation = 2 if group[0].primitive.startswith("dil") else 1
-    d = Depthwise.apply(crop(kernel, group), group[0].stride, dilation, *[relus[b.state] for b in group])
+    d = Depthwise.apply(crop(kernel, group), stride, dilation, *inputs)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
         d = moments.add([b.op.op[half - 1] for b in group],
                         *NormReLUDepthwise.apply(d, pointwise, crop(kernel, group), *moments.known()))
         pointwise = pointwise_next                                         # d: (B, nC, H', W')
-    return moments.add([b.op.op[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, *moments.known()))
+    mixed = moments.add([b.op.op[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, *moments.known()))
+    return redilate(mixed, relus[0].size(0))
 
 
 def crop(kernel: Tensor, group: list[Branch]) -> Tensor:
@@ -270,7 +286,7 @@ class Network(nn.Module):
             moments = Moments()
             args = s0, s1, ordered[reduction], self.skip_dropout, moments
             if self.grad_checkpoint:
-                out = checkpoint(cell.mix, *args, use_reentrant=False, preserve_rng_state=self.skip_dropout > 0)
+                out = checkpoint(cell.mix, *args, use_reentrant=True, preserve_rng_state=self.skip_dropout > 0)
             else:
                 out = cell.mix(*args)
             s0, s1 = s1, F.relu(out)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused import depthwise_of, pointwise_norm
+from fused import depthwise_of, pointwise_norm, redilate
 
 
 class ReLUConvBN(nn.Module):
@@ -70,7 +70,7 @@ class DilConv(nn.Module):
 
     def after_relu(self, x: Tensor) -> Tensor:
         _, depthwise, pointwise, bn = self.op
-        return pointwise_norm(depthwise_of(x, depthwise), pointwise, bn)
+        return redilate(pointwise_norm(depthwise_of(x, depthwise), pointwise, bn), x.size(0))
 
 
 class SepConv(nn.Module):

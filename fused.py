@@ -1,9 +1,10 @@
 """The networks' convolutions and norms as autograd Functions that keep little for the backward pass.
 
 In the supernet n branches of one kind run side by side: they lie on the channel axis, (B, nC, H, W), so a depthwise, a
-pointwise or a norm of all of them is one call. Kept per branch: the output of each depthwise convolution, from which
-the backward pass recomputes the pointwise output, the norm and the ReLU. Weights are cast to the maps' type, so that
-autocast works; batch norm computes its statistics in float32 whatever that type is.
+pointwise or a norm of all of them is one call. Kept per branch: in the weight step the output of each depthwise
+convolution, from which the backward pass recomputes the rest, and of a sep_conv's first pointwise; in the alpha step
+the pointwise outputs only. Weights are cast to the maps' type, so that autocast works; batch norm computes its
+statistics in float32 whatever that type is.
 """
 import torch
 import torch.nn.functional as F

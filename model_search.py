@@ -286,6 +286,7 @@ class Network(nn.Module):
             moments = Moments()
             args = s0, s1, ordered[reduction], self.skip_dropout, moments
             if self.grad_checkpoint:
+                # Reentrant: the first pass keeps no graph, so a recomputation may keep more than a first pass does.
                 out = checkpoint(cell.mix, *args, use_reentrant=True, preserve_rng_state=self.skip_dropout > 0)
             else:
                 out = cell.mix(*args)

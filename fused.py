@@ -172,35 +172,36 @@ def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
 class NormReLUDepthwise(Function):
     """depthwise(relu(norm(pointwise(d)))) of n branches, d (B, nC, H, W) -> (B, nC, H, W), mean (nC), invstd (nC).
 
-    mean, invstd: None, or those known from a first pass. The first pass keeps d and the pointwise output.
+    mean, invstd: None, or those known from a first pass: then a checkpointed cell's memory peaks here, so that the
+    pointwise output is not kept.
     """
 
     @staticmethod
     def forward(ctx, d, weight, kernel, mean, invstd):
-        y, known = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1)), mean is not None
-        if known:
-            z = renormalise(y, mean, invstd)
-        else:
+        y, keep_y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1)), mean is None
+        if mean is None:
             z, mean, invstd = normalise(y)
-        z.relu_()
-        ctx.save_for_backward(d if ctx.needs_input_grad[1] else None, y, z if known else None, weight, kernel, mean,
-                              invstd)
+        else:
+            z = renormalise(y, mean, invstd)
+        wants_weight = ctx.needs_input_grad[1]
+        ctx.save_for_backward(d if wants_weight else None, y if keep_y or not wants_weight else None, weight, kernel,
+                              mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
-        return depthwise(z, kernel), mean, invstd
+        return depthwise(z.relu_(), kernel), mean, invstd
 
     @staticmethod
     def backward(ctx, g, *_):
-        d, y, z, weight, kernel, mean, invstd = ctx.saved_tensors
-        if z is None:
-            z = renormalise(y, mean, invstd).relu_()
+        d, y, weight, kernel, mean, invstd = ctx.saved_tensors
+        n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[1]
+        y = F.conv2d(d, weight, groups=n) if y is None else y
+        z = renormalise(y, mean, invstd).relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
         aten.threshold_backward.grad_input(g, z, 0, grad_input=g)          # in place: the peak of memory is here
         del z
         g, _ = normalise_backward(g, y, None, mean, invstd)
-        wants_weight = ctx.needs_input_grad[1]                             # else y stands in for d, of the same shape
-        g_d, g_weight = conv_backward(g, d if wants_weight else y, weight, groups=weight.size(0) // weight.size(1),
-                                      mask=(True, wants_weight))
+        d = d if wants_weight else y                                       # only its shape counts then
+        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_weight, g_kernel, None, None
 
 
@@ -277,10 +278,7 @@ def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class PoolNorm(Function):
-    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C).
-
-    mean, invstd: None, or those known from a first pass. The first pass keeps x only.
-    """
+    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only."""
 
     @staticmethod
     def pool(x, kind, stride):
@@ -289,14 +287,9 @@ class PoolNorm(Function):
         return aten.avg_pool2d(x, [3, 3], [stride] * 2, [1, 1], False, False), None
 
     @staticmethod
-    def forward(ctx, x, kind, stride, mean, invstd):
-        pooled = PoolNorm.pool(x, kind, stride)
-        if mean is None:
-            z, mean, invstd = normalise(pooled[0])
-            pooled = None, None
-        else:
-            z = renormalise(pooled[0], mean, invstd)
-        ctx.save_for_backward(x, mean, invstd, *pooled)
+    def forward(ctx, x, kind, stride):
+        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0])
+        ctx.save_for_backward(x, mean, invstd)
         ctx.kind, ctx.stride = kind, stride
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -304,14 +297,13 @@ class PoolNorm(Function):
 
     @staticmethod
     def backward(ctx, g, *_):
-        x, mean, invstd, y, indices = ctx.saved_tensors
-        if y is None:
-            y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
+        x, mean, invstd = ctx.saved_tensors
+        y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
         g, _ = normalise_backward(g, y, None, mean, invstd)
         window = [3, 3], [ctx.stride] * 2, [1, 1]
         if ctx.kind == "max":
-            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), *[None] * 4
-        return aten.avg_pool2d_backward(g, x, *window, False, False, None), *[None] * 4
+            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), None, None
+        return aten.avg_pool2d_backward(g, x, *window, False, False, None), None, None
 
 
 class Node(Function):

@@ -153,8 +153,7 @@ class Cell(nn.Module):
                 elif b.op in pooled:
                     y = pooled[b.op]
                 else:
-                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride,
-                                                               *moments.known()))
+                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride))
                     pooled[b.op] = y
                 parts.append(y)
             node, relu = Node.apply(next(weights), len(groups), *parts)    # (B, C, H', W')
@@ -286,7 +285,7 @@ class Network(nn.Module):
             moments = Moments()
             args = s0, s1, ordered[reduction], self.skip_dropout, moments
             if self.grad_checkpoint:
-                # Reentrant: the first pass keeps no graph, so a recomputation may keep more than a first pass does.
+                # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
                 out = checkpoint(cell.mix, *args, use_reentrant=True, preserve_rng_state=self.skip_dropout > 0)
             else:
                 out = cell.mix(*args)

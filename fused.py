@@ -224,9 +224,10 @@ class WeightedNorm(Function):
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
         else:
-            folded = weight * (scale * invstd).to(weight.dtype)[:, None, None, None]
+            factor = scale * invstd                                        # factor * (pointwise(d) - mean)
+            folded = weight * factor.to(weight.dtype)[:, None, None, None]
             folded = folded.view(n, C, C).transpose(0, 1).reshape(C, n * C, 1, 1)
-            mixed = F.conv2d(d, folded, (-scale * invstd * mean).to(weight.dtype).view(n, C).sum(0))
+            mixed = F.conv2d(d, folded, (-factor * mean).to(weight.dtype).view(n, C).sum(0))
         ctx.save_for_backward(d if wants_weight else y, scale, weight, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -236,7 +237,7 @@ class WeightedNorm(Function):
     def backward(ctx, g, *_):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
-        y = F.conv2d(d, weight, groups=n) if wants_weight else d
+        y = F.conv2d(d, weight, groups=n) if wants_weight else d           # else y was kept; of d only the shape counts
         g, g_scale = normalise_backward(torch.cat([g] * n, dim=1), y, scale, mean, invstd, ctx.needs_input_grad[1])
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_scale, g_weight, None, None

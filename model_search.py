@@ -143,8 +143,7 @@ class Cell(nn.Module):
         scales, convolutions = iter(self.scales(weights[:n])), iter(self.stacks(states[0].dtype))
         weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
         for groups, rest in self.nodes:
-            parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments)
-                     for group in groups]
+            parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
                     y = F.dropout(states[b.state], skip_dropout)

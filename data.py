@@ -1,6 +1,9 @@
 """Data sets by name, the search's two halves, augmentation on the device, and the ImageNet pipeline."""
 import gzip
+import os
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,7 +199,8 @@ def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
 
 
 class Batches:
-    """Shuffled, augmented batches of a set kept on the device: `for images, target in batches` is one epoch.
+    """Shuffled, augmented batches of a set kept on the device: `for images, target in batches` is one epoch, or the
+    rest of one that has begun.
 
     Takes (N, C, H, W) uint8 and (N,), yields (B, 3, H, W) float32 and (B,). `batch_size` is the total over all ranks:
     each draws for the whole batch, then takes its share. ValueError if there is no even share or too few images.
@@ -225,8 +229,8 @@ class Batches:
         return self.steps
 
     def __iter__(self):
-        self.position = self.steps   # a fresh shuffle
-        for _ in range(self.steps):
+        yield self.next()   # of a fresh shuffle, where none has begun
+        while self.position < self.steps:
             yield self.next()
 
     def next(self) -> tuple[Tensor, Tensor]:
@@ -291,9 +295,25 @@ class SeededFolder(ImageFolder):
 
 
 class EpochSampler(DistributedSampler):
-    """A distributed sampler of (epoch, index)."""
+    """A distributed sampler of (epoch, index), from the index numbered `start` on."""
+    start = 0
+
     def __iter__(self):
-        return iter([(self.epoch, index) for index in super().__iter__()])
+        return iter([(self.epoch, index) for index in super().__iter__()][self.start:])
+
+
+def outlive_signals(worker: int):
+    """Let a loader's worker obey signals of its main process only: a terminal or a cluster sends them to all processes,
+    and the main process has to take the step to its end and save it."""
+    def wait():
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signals = {signal.SIGINT, signal.SIGTERM}
+    if hasattr(signal, "sigwaitinfo"):   # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device,
@@ -313,7 +333,7 @@ def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, 
     # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
     options = {"batch_size": share(batch_size, world_size), "num_workers": workers, "persistent_workers": workers > 0,
                "prefetch_factor": 4 if workers else None, "pin_memory": torch.device(device).type == "cuda",
-               "generator": torch.Generator()}
+               "generator": torch.Generator(), "worker_init_fn": outlive_signals}
     # Deviation, as in Batches: no last batch of a single image.
     loader = DataLoader(train, sampler=sampler, drop_last=len(sampler) % options["batch_size"] == 1, **options)
     if not len(loader):
@@ -321,6 +341,10 @@ def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, 
     return loader, DataLoader(Subset(val, range(rank, len(val), world_size)), **options), train.classes
 
 
-def set_epoch(loader: DataLoader, epoch: int):
-    """Choose the epoch of the next pass over a training loader, and with it shuffling and augmentation."""
+def set_epoch(loader: DataLoader, epoch: int, step: int = 0):
+    """Choose the epoch of the next pass over a training loader, and with it shuffling and augmentation.
+
+    The pass begins with the batch numbered `step`.
+    """
     loader.sampler.set_epoch(epoch)
+    loader.sampler.start = step * loader.batch_size

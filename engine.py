@@ -1,4 +1,5 @@
 """Epochs: the meter that every loop feeds, the evaluation scripts' training epoch, and everyone's evaluation."""
+import contextlib
 import json
 import math
 import sys
@@ -33,12 +34,16 @@ class Meter:
     """
 
     def __init__(self, label: str, steps: int | None, report_freq: int):
-        self.label, self.report_freq = label, report_freq
+        self.label, self.total, self.report_freq = label, steps, report_freq
         self.unread: list[Tensor] = []                                     # one (loss * B, top-1, top-5 hits) a step
         self.sums = [0.0, 0.0, 0.0]                                        # of the steps that were read
         self.images = self.steps = 0
         self.start = time.perf_counter()
         self.bar = tqdm(total=steps, desc=label, leave=False, disable=utils.rank() > 0 or not sys.stderr.isatty())
+
+    def rest_of(self, batches):
+        """The epoch's batches, which after a stop in its evaluation are all behind it."""
+        return batches if self.steps < self.total else ()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """Count a step: loss () is the mean over a batch with logits (B, num_classes), target (B,)."""
@@ -54,7 +59,9 @@ class Meter:
             if self.bar.disable:
                 log.info(f"{self.label} step {self.steps} loss {loss:.4f} "
                          f"top1 {100 * top1:.2f} top5 {100 * top5:.2f}")
-        utils.stop_if_asked()
+        # Processes can't agree to stop in an evaluation: one may have a batch more than another.
+        if self.total is not None or utils.world_size() == 1:
+            utils.stop_if_asked()
 
     def _read(self) -> None:
         rows = torch.stack(self.unread)                                    # (steps, 3)
@@ -63,18 +70,49 @@ class Meter:
             step = self.steps - len(rows) + bad[0] + 1
             raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
                              "--amp off; the last checkpoint is kept")
-        self.sums = [a + b for a, b in zip(self.sums, rows.sum(0).tolist(), strict=True)]
+        for row in rows.tolist():                                          # one by one: when they are read is all one
+            self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
         self.unread = []
 
     def finish(self) -> tuple[float, float, float]:
         """The epoch's (loss, top-1 %, top-5 %) over all processes. Raises ValueError where a loss was not finite."""
+        self.bar.close()
+        loss, top1, top5, images = self.state_dict()["sums"]
+        self.seconds = time.perf_counter() - self.start
+        self.images_per_second = images / self.seconds
+        return loss / images, 100 * top1 / images, 100 * top5 / images
+
+    def state_dict(self) -> dict:
+        """The steps so far of all processes, to go on with in the middle of an epoch. Raises as `finish`."""
         if self.unread:
             self._read()
-        self.bar.close()
-        self.seconds = time.perf_counter() - self.start
         sums = utils.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
-        loss, top1, top5, images = sums.tolist()
-        return loss / images, 100 * top1 / images, 100 * top5 / images
+        return {"sums": sums.tolist(), "steps": self.steps, "seconds": time.perf_counter() - self.start}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there."""
+        if utils.rank() == 0:                                              # it counts for all
+            *self.sums, self.images = state["sums"]
+        self.steps = state["steps"]
+        self.start -= state["seconds"]
+        self.bar.update(self.steps)
+
+
+@contextlib.contextmanager
+def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict):
+    """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on."""
+    meter = Meter(label, steps, args.report_freq)
+    if "meter" in state:
+        meter.load_state_dict(state.pop("meter"))
+    try:
+        yield meter
+    except utils.Stopped:
+        check_finite(parts["network"], label)
+        state = state | {name: part.state_dict() for name, part in (parts | {"meter": meter}).items()}
+        if utils.rank() == 0:
+            utils.save_checkpoint(run_dir, state)
+        utils.wait_for_all()
+        raise
 
 
 def log_start(run_dir: Path, args, device: torch.device, network: nn.Module, image_size: int) -> None:
@@ -99,15 +137,15 @@ def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, 
 
 
 def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                    label: str, args, label_smoothing: float = 0.0) -> dict:
-    """One pass over (images (B, 3, H, W), target (B,)) batches -> the epoch's record.
+                    epoch: int, meter: Meter, args, label_smoothing: float = 0.0) -> dict:
+    """One pass over (images (B, 3, H, W), target (B,)) batches, or what is left of it -> the epoch's record.
 
     The loss is the cross entropy, plus `args.auxiliary_weight` times the auxiliary head's. Raises ValueError where it
     is not finite.
     """
-    meter = Meter(label, len(batches), args.report_freq)
     device = optimizer.param_groups[0]["params"][0].device
-    for images, target in batches:
+    for images, target in meter.rest_of(batches):
+        utils.seed_everything(args.seed, 1 + epoch, meter.steps)
         images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
         logits, logits_aux = network(images)
         loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
@@ -120,7 +158,7 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
     loss, top1, _ = meter.finish()
     utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
     return {"train_loss": loss, "train_acc": top1, "seconds": meter.seconds,
-            "images_per_second": meter.images * utils.world_size() / meter.seconds,
+            "images_per_second": meter.images_per_second,
             "peak_memory_mb": utils.peak_memory_mb(device)}
 
 

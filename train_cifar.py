@@ -94,13 +94,13 @@ def main(args: argparse.Namespace) -> None:
     state = engine.restore(run_dir, "eval", parts)
     write_scalars = utils.scalar_writer(args, run_dir, done=state["epoch"])
     for epoch in range(state["epoch"], args.epochs):
-        utils.seed_everything(args.seed, 1 + epoch)
         lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
         engine.set_learning_rate(optimizer, lr)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
-        record |= engine.train_one_epoch(trained, batches, optimizer, scaler, f"epoch {epoch}", args)
-        record |= engine.test(network, test_batches(dataset, args, device), f"epoch {epoch} test")
+        with engine.epoch_meter(f"epoch {epoch}", len(batches), args, run_dir, state, parts) as meter:
+            record |= engine.train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
+            record |= engine.test(network, test_batches(dataset, args, device), f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
         write_scalars(epoch, record)
     engine.report(state, network, run_dir)

@@ -105,15 +105,15 @@ def main(args: argparse.Namespace) -> None:
     state = engine.restore(run_dir, "imagenet", parts)
     write_scalars = utils.scalar_writer(args, run_dir, done=state["epoch"])
     for epoch in range(state["epoch"], args.epochs):
-        utils.seed_everything(args.seed, 1 + epoch)
-        data.set_epoch(train_loader, epoch)
         lr = learning_rate(args, epoch)
         engine.set_learning_rate(optimizer, lr)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
-        record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, f"epoch {epoch}", args,
-                                         args.label_smooth)
-        record |= engine.test(network, val_loader, f"epoch {epoch} test")
+        with engine.epoch_meter(f"epoch {epoch}", len(train_loader), args, run_dir, state, parts) as meter:
+            data.set_epoch(train_loader, epoch, meter.steps)
+            record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, epoch, meter, args,
+                                             args.label_smooth)
+            record |= engine.test(network, val_loader, f"epoch {epoch} test")
         engine.finish_epoch(state, record, parts, run_dir)
         write_scalars(epoch, record)
     engine.report(state, network, run_dir)

@@ -113,9 +113,11 @@ def main(args: argparse.Namespace) -> None:
     for stage in make_stages(args)[state["stage"] - 1:]:
         parts = build_stage(stage, state, len(dataset.classes), train_batches, valid_batches, args, device)
         for epoch in range(state["epoch"], args.epochs):
-            record = search_epoch(stage, epoch, parts, args)
-            if epoch >= args.epochs - 4:                                   # as published: in a stage's last 4 epochs
-                record |= validate(parts.network, dataset, valid_half, record, args, device)
+            label = f"stage {stage.number} epoch {epoch}"
+            with engine.epoch_meter(label, len(train_batches), args, run_dir, state, stateful(parts)) as meter:
+                record = search_epoch(stage, epoch, parts, meter, args)
+                if epoch >= args.epochs - 4:                               # as published: in a stage's last 4 epochs
+                    record |= validate(parts.network, dataset, valid_half, record, args, device)
             save_epoch(state, record, parts, run_dir, device)
             write_scalars(len(state["metrics"]) - 1, record)
         normal_probs, reduce_probs = softmax_rows(parts.network)
@@ -169,15 +171,15 @@ def stateful(parts: SimpleNamespace) -> dict:
             "scaler": parts.scaler, "train_batches": parts.train_batches, "valid_batches": parts.valid_batches}
 
 
-def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, args: argparse.Namespace) -> dict:
+def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, meter: engine.Meter,
+                 args: argparse.Namespace) -> dict:
     """One pass over the training half -> its record. After warm-up every step is bilevel: alphas, then weights."""
-    utils.seed_everything(args.seed, stage.number, 1 + epoch)
     network = parts.network
     lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     engine.set_learning_rate(parts.optimizer, lr)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
-    meter = engine.Meter(f"stage {stage.number} epoch {epoch}", len(parts.train_batches), args.report_freq)
-    for images, target in parts.train_batches:
+    for images, target in meter.rest_of(parts.train_batches):
+        utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
         if epoch >= args.warmup_epochs:
             parts.architect.step(*parts.valid_batches.next())
         loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
@@ -187,7 +189,7 @@ def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, args: argpars
     engine.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
             "train_acc": top1, "valid_loss": None, "valid_acc": None, "seconds": meter.seconds,
-            "images_per_second": meter.images * utils.world_size() / meter.seconds}
+            "images_per_second": meter.images_per_second}
 
 
 def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,

@@ -75,7 +75,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int) -> None:
     parser.add_argument("--note", type=file_name, default="try", help="a name for this run")
     parser.add_argument("--seed", type=number(int, 0), default=seed)
     parser.add_argument("--report_freq", type=number(int, 1), default=report_freq, help="steps between log lines")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run from its last finished epoch")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run where it was saved last")
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
@@ -124,7 +124,8 @@ _signals: list[int] = []
 
 def _remember(number: int, frame) -> None:
     _signals.append(number)
-    signal.signal(number, signal.SIG_DFL)                                  # a second one ends the process at once
+    # A second one ends the process at once; but torchrun passes on what a terminal or a cluster sent to all already.
+    signal.signal(number, signal.SIG_IGN if dist.is_torchelastic_launched() else signal.SIG_DFL)
 
 
 def arch_of(args: argparse.Namespace) -> str:
@@ -133,9 +134,12 @@ def arch_of(args: argparse.Namespace) -> str:
 
 
 def stop_if_asked() -> None:
-    """Raise Stopped where a signal has come; called between steps."""
-    if _signals:
-        raise Stopped(_signals[0])
+    """Raise Stopped on all processes where a signal has come to one; all of them call it, between steps."""
+    number = torch.tensor(_signals[0] if _signals else 0)
+    if dist.is_initialized():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    if number > 0:
+        raise Stopped(int(number))
 
 
 def run(main, parse) -> None:
@@ -205,7 +209,7 @@ def describe_device(device: torch.device) -> str:
 def seed_everything(seed: int, *position: int) -> None:
     """Seed torch on all devices from the run's seed and a position in it (stage, epoch), differently on every rank.
 
-    Seeding anew for each epoch is what makes a resumed run equal an undisturbed one: no state needs to be saved.
+    Seeding anew for each step is what makes a resumed run equal an undisturbed one: no state needs to be saved.
     """
     torch.manual_seed(derive_seed(seed, rank(), *position))
 
@@ -269,6 +273,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def average_gradients(parameters) -> None:

@@ -59,21 +59,27 @@ class Plain(nn.Module):
         self.alphas_normal, self.alphas_reduce = network.alphas_normal, network.alphas_reduce
 
     def forward(self, images: Tensor) -> Tensor:
-        weights = [F.softmax(self.alphas_normal, dim=-1), F.softmax(self.alphas_reduce, dim=-1)]
-        s0 = s1 = self.network.stem(images)                                # (B, 3C, H, W)
-        for cell, reduction in zip(self.network.cells, self.network.reductions):
-            s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction])      # (B, 4C, H, W), H and W halved twice
-        return self.network.classifier(s1.mean(dim=(2, 3)))                # (B, num_classes)
+        return plain_forward(self.network, images)
 
 
-def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+def plain_forward(network: Network, images: Tensor) -> Tensor:
+    weights = [F.softmax(network.alphas_normal, dim=-1), F.softmax(network.alphas_reduce, dim=-1)]
+    s0 = s1 = network.stem(images)                                         # (B, 3C, H, W)
+    for cell, reduction in zip(network.cells, network.reductions):
+        s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction], network.skip_dropout)   # (B, 4C, H, W)
+    return network.classifier(s1.mean(dim=(2, 3)))                         # (B, num_classes)
+
+
+def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float) -> Tensor:
     states, edge = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
     for _ in range(4):
         node = 0
         for state in states:
             mixed = cell.cell_ops[edge]
             for primitive, op, weight in zip(mixed.primitives, mixed.m_ops, weights[edge]):
-                if primitive != "none":
+                if isinstance(op, nn.Identity) and primitive != "none":
+                    node = node + weight * F.dropout(state, skip_dropout, cell.training)
+                elif primitive != "none":
                     node = node + weight * op(state)
             edge += 1
         states.append(node)                                                # (B, C, H', W')
@@ -90,18 +96,21 @@ class PlainSteps:
         self.alphas = alphas, torch.optim.Adam(alphas, 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         self.weights = weights, torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
 
-    def step(self, parameters, optimizer, images, target):
-        loss = F.cross_entropy(self.model(images), target)
-        self.model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-
     def weight(self, images, target):
-        self.step(*self.weights, images, target)
+        plain_step(self.model, *self.weights, images, target)
 
     def alpha(self, images, target):
-        self.step(*self.alphas, images, target)
+        plain_step(self.model, *self.alphas, images, target)
+
+
+def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    loss = F.cross_entropy(logits, target)
+    model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 5.0)
+    optimizer.step()
+    return loss.detach(), logits.detach()
 
 
 class OurSteps:

@@ -42,7 +42,7 @@ def main(out: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     optimizer = torch.optim.SGD(network.parameters(), 0.025)
-    engine.train_one_epoch(trained, [(images, target)], optimizer, scaler, "step", args)
+    engine.train_one_epoch(trained, [(images, target)], optimizer, scaler, 0, engine.Meter("step", 1, 1), args)
     found |= {f"evaluation {name}": grad for name, grad in gradients(network).items()}
     torch.save(found, f"{out}.{utils.rank()}of{utils.world_size()}")
 

@@ -1,4 +1,4 @@
-"""torchrun on two gloo processes: the same gradients as one, exact files after a rank dies."""
+"""torchrun on two gloo processes: the same gradients as one, exact files after a rank dies or a signal came."""
 import json
 import os
 import signal
@@ -40,18 +40,46 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         torch.testing.assert_close(first[name], grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("script", TINY)
-def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(script, tmp_path):
-    command = [*TORCHRUN, "--max-restarts=1", str(ROOT / script), *TINY[script]]
-    subprocess.run([*command, "--save", "calm"], check=True, env=ENVIRONMENT, cwd=tmp_path, capture_output=True)
-    torchrun = subprocess.Popen([*command, "--save", "hit"], env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE)
-    while not list((tmp_path / "hit").glob("*/metrics.jsonl")):            # the first epoch is saved
+@pytest.fixture(scope="module", params=TINY)
+def calm(request, tmp_path_factory):
+    """A script, and the records of its run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    command = [*TORCHRUN, str(ROOT / request.param), *TINY[request.param], "--save", "calm"]
+    subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, capture_output=True)
+    return request.param, metrics(folder / "calm")
+
+
+def start_until_saved(command, save: Path) -> tuple[subprocess.Popen, list[int]]:
+    """torchrun and its processes, when the first epoch is saved."""
+    torchrun = subprocess.Popen([*command, "--save", save], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    while not list(save.glob("*/metrics.jsonl")):
         assert torchrun.poll() is None, torchrun.stderr.read().decode()
         time.sleep(0.05)
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    return torchrun, list(map(int, children))
+
+
+def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
+    script, expected = calm
+    torchrun, ranks = start_until_saved([*TORCHRUN, "--max-restarts=1", str(ROOT / script), *TINY[script]],
+                                        tmp_path / "hit")
+    os.kill(ranks[-1], signal.SIGKILL)
     _, stderr = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, stderr.decode()
     starts = [line for line in stderr.decode().splitlines() if " on 2 x " in line]
     assert len(starts) == 2 and starts[0].split(":")[0] == starts[1].split(":")[0]   # the same directory, twice
-    assert metrics(tmp_path / "hit") == metrics(tmp_path / "calm")
+    assert metrics(tmp_path / "hit") == expected
+
+
+def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_an_epoch(calm, tmp_path):
+    script, expected = calm
+    torchrun, ranks = start_until_saved([*TORCHRUN, str(ROOT / script), *TINY[script]], tmp_path)
+    for pid in (ranks[-1], torchrun.pid, ranks[0]):                        # as a cluster does; torchrun passes it on
+        os.kill(pid, signal.SIGTERM)
+    _, stderr = torchrun.communicate(timeout=120)
+    run_dir, = tmp_path.iterdir()
+    assert f"stopped by SIGTERM; continue with: torchrun --nproc_per_node=2 {ROOT / script}" in stderr.decode()
+    assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["meter"]["steps"] > 0
+    subprocess.run([*TORCHRUN, str(ROOT / script), "--resume", run_dir], check=True, env=ENVIRONMENT,
+                   capture_output=True)
+    assert metrics(tmp_path) == expected

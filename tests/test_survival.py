@@ -133,6 +133,36 @@ def assert_survives_a_kill_after(files, script, options, expected, save, run_as)
     assert_same_result(run_dir, expected)
 
 
+STOPS_AT = """
+import utils
+count, sys.argv = int(sys.argv[1]), sys.argv[2:]
+def stop_if_asked(ask=utils.stop_if_asked):
+    global count
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    ask()
+utils.stop_if_asked = stop_if_asked
+"""
+
+
+@pytest.mark.parametrize("script, steps", [(SEARCH, 2), (CIFAR, 6)])
+def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(script, steps, data, run_as, tmp_path):
+    options = [*OPTIONS[script], *data, "--batch_size", 4, "--epochs", 3]
+    expected = kill_loop.undisturbed(script, options, tmp_path / "undisturbed")
+    where, stops = [*options, "--save", tmp_path / "stopped"], []
+    while (outcome := run_as(STOPS_AT, [5], script, *where)).code:
+        assert outcome.code == 128 + signal.SIGTERM, outcome
+        run_dir = the_run(tmp_path / "stopped")
+        assert_nothing_torn(run_dir, script, expected)
+        where = ["--resume", run_dir]
+        stops.append(utils.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
+    assert {1, steps} <= set(stops)                                        # in the training and the test of an epoch
+    for done in (run_dir, expected):
+        (done / "previous.pt").unlink()                                    # where the last stop was
+    assert_same_result(run_dir, expected)
+
+
 @pytest.fixture(scope="module")
 def short_training(data, tmp_path_factory):
     """A training of three epochs: its options and its run directory."""

@@ -140,11 +140,11 @@ def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
 def test_an_epochs_loss_is_the_cross_entropy_plus_the_auxiliary_heads_part(auxiliary):
     torch.manual_seed(0)
     images, target = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 0])
-    network, args = GivenLogits(4, auxiliary), SimpleNamespace(report_freq=1, auxiliary_weight=0.4, grad_clip=5.)
+    network, args = GivenLogits(4, auxiliary), SimpleNamespace(seed=0, auxiliary_weight=0.4, grad_clip=5.)
     optimizer = torch.optim.SGD(network.parameters(), 0.)                  # nothing moves
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = [(images[:4], target[:4]), (images[4:], target[4:])]
-    record = engine.train_one_epoch(network, batches, optimizer, scaler, "epoch 0", args)
+    record = engine.train_one_epoch(network, batches, optimizer, scaler, 0, engine.Meter("epoch 0", 2, 50), args)
 
     def nll(logits):
         return -sum(row.softmax(0)[t].log().item() for row, t in zip(logits, target.tolist())) / 6
@@ -155,12 +155,13 @@ def test_an_epochs_loss_is_the_cross_entropy_plus_the_auxiliary_heads_part(auxil
 @pytest.mark.parametrize("grad_clip, moved", [(1e-3, 1e-3), (1e3, None)])
 def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
     images, target = torch.eye(4, dtype=torch.float64), torch.tensor([1, 2, 3, 0])
-    network, args = GivenLogits(4), SimpleNamespace(report_freq=1, auxiliary_weight=0.4, grad_clip=grad_clip)
+    network, args = GivenLogits(4), SimpleNamespace(seed=0, auxiliary_weight=0.4, grad_clip=grad_clip)
     before = network.classifier.weight.detach().clone()
     F.cross_entropy(network(images)[0], target).backward()
     norm = network.classifier.weight.grad.norm().item()
     optimizer = torch.optim.SGD(network.parameters(), 1.)
-    engine.train_one_epoch(network, [(images, target)], optimizer, torch.amp.GradScaler("cpu", enabled=False), "", args)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    engine.train_one_epoch(network, [(images, target)], optimizer, scaler, 0, engine.Meter("", 1, 50), args)
     step = (network.classifier.weight.detach() - before).norm().item()
     assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)   # torch adds 1e-6 to the norm
 

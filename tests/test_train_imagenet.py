@@ -1,11 +1,13 @@
 """ImageNet evaluation: schedules, counts and loss against SPEC, and the script on a small tree of image folders."""
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,11 +211,14 @@ def undisturbed(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(script, images, tmp_path_factory):
-    """The same run with two workers, stopped by SIGTERM after its first epoch."""
+    """The same run with two workers, stopped by SIGTERM, to them too, after its first epoch."""
     save = tmp_path_factory.mktemp("stopped")
     process = start(*script, *options_for(images, save, workers=2))
     process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
-    process.signal(signal.SIGTERM)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for pid in (*map(int, children), process.pid):
+        os.kill(pid, signal.SIGTERM)
     return the_run(save), process.wait()
 
 

@@ -246,7 +246,8 @@ def test_an_epoch_touches_the_validation_stream_only_after_warm_up_and_alphas_go
                             valid_batches=SimpleNamespace(next=next_valid))
     args = train_search.get_args_parser().parse_args([])
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
-    train_search.search_epoch(stage, args.warmup_epochs if learn_alphas else args.warmup_epochs - 1, parts, args)
+    epoch = args.warmup_epochs if learn_alphas else args.warmup_epochs - 1
+    train_search.search_epoch(stage, epoch, parts, engine.Meter("", 3, 50), args)
     assert steps == expected
 
 
@@ -847,11 +848,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(stoppe
     record = json.loads((run_dir / "args.json").read_text())
     record["args"]["learning_rate"] = 1e30
     (run_dir / "args.json").write_text(json.dumps(record))
-    before, done = without_log(run_dir), epochs_done(run_dir)
     message = error_line(run("train_search.py", "--resume", run_dir), code=1)
-    assert f"stage {done // EPOCHS + 1} epoch {done % EPOCHS}" in message and re.search(r"step \d", message)
     assert MEND.search(message) and "checkpoint" in message
-    assert without_log(run_dir) == before
+    stage, epoch = map(int, re.search(r"stage (\d) epoch (\d).* step \d", message).groups())
+    kept = checkpoint(run_dir)
+    assert (stage - 1) * EPOCHS + epoch == epochs_done(run_dir) == len(kept["metrics"])
+    assert all(value.isfinite().all() for value in kept["network"].values())
 
 
 def test_a_fresh_search_that_diverges_says_where(images, tmp_path):

@@ -1,0 +1,57 @@
+"""Time of a whole search on digits, from reading the images to the pictures, against the plain formulation's.
+
+    python benchmarks/digits_search.py                     # train_search.py's options and defaults
+    python benchmarks/digits_search.py --epochs 5 --warmup_epochs 2
+Two searches one after the other in one process. The second one's supernet applies every candidate by itself and
+requires the gradients of all parameters in both steps; batches, optimizers and everything else are the same.
+"""
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from search_step import plain_forward, plain_step
+
+import train_search
+import utils
+from architect import Architect
+from model_search import Network
+
+
+class PlainNetwork(Network):
+    forward = plain_forward
+
+
+class PlainArchitect(Architect):
+    def step(self, images, target):
+        return plain_step(self.model, self.alphas, self.optimizer, images, target)[0]
+
+
+def plain_weight_step(model, optimizer, images, target, grad_clip, scaler):
+    return plain_step(model, optimizer.param_groups[0]["params"], optimizer, images, target)
+
+
+def seconds(note: str) -> float:
+    start = time.perf_counter()
+    args = train_search.parse_args()
+    args.note = note
+    train_search.main(args)
+    return time.perf_counter() - start
+
+
+def main(args) -> None:
+    ours = seconds("ours")
+    train_search.Network, train_search.Architect = PlainNetwork, PlainArchitect
+    train_search.weight_step = plain_weight_step
+    plain = seconds("plain")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s): plain {plain:.0f} s, this project "
+          f"{ours:.0f} s, {plain / ours:.2f} times faster")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as save:
+        sys.argv += ["--save", save]
+        utils.run(main, train_search.parse_args)

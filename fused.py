@@ -46,6 +46,11 @@ class Stack(Function):
         return None, None, None, *small, *large.split(ctx.C)
 
 
+def side_by_side(maps) -> Tensor:
+    """n maps (B, C, H, W) -> (B, nC, H, W)."""
+    return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+
+
 def depthwise(x: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     return F.conv2d(x, kernel, None, stride, dilation * (kernel.size(-1) // 2), dilation, groups=x.size(1))
 
@@ -58,12 +63,13 @@ def conv_backward(g, x, weight, stride=1, padding=(0, 0), dilation=1, groups=1, 
 
 def depthwise_backward(g, x, kernel, stride=1, dilation=1, wants_kernel=True):
     """Gradients of `depthwise` with regard to x and kernel."""
-    k, groups = kernel.size(-1), x.size(1)
+    k, dense = kernel.size(-1), stride == dilation == 1
+    by_columns = wants_kernel and k == 5 and x.size(3) % 2 == 0
+    if x.device.type == "cpu" and dense and (by_columns or not wants_kernel):
+        # The same convolution, its kernel turned around, is faster than oneDNN's gradient.
+        return depthwise(g, kernel.flip(2, 3)), kernel_gradient_5x5(g, x, kernel) if wants_kernel else None
     padding = [dilation * (k // 2)] * 2
-    by_columns = wants_kernel and x.device.type == "cpu" and (k, stride, dilation) == (5, 1, 1) and x.size(3) % 2 == 0
-    mask = (True, wants_kernel and not by_columns)
-    g_x, g_kernel = conv_backward(g, x, kernel, stride, padding, dilation, groups, mask)
-    return g_x, kernel_gradient_5x5(g, x, kernel) if by_columns else g_kernel
+    return conv_backward(g, x, kernel, stride, padding, dilation, x.size(1), (True, wants_kernel))
 
 
 def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
@@ -78,9 +84,9 @@ def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
         x, rows = F.pad(x, (0, 0, 2, 2)), 0
     g, x = (m.contiguous(memory_format=torch.channels_last) for m in (g, x))
     pairs = (m.as_strided((B, 2 * C, m.size(2), W // 2), (m.size(2) * W * C, 1, W * C, 2 * C)) for m in (g, x))
-    narrow, mask = kernel[..., :3], (False, True)                          # its shape is all that counts here
-    _, near = conv_backward(g, x, narrow, 1, [rows, 1], 1, C, mask)
-    _, far = conv_backward(*pairs, torch.cat([narrow, narrow]), 1, [rows, 1], 1, 2 * C, mask)
+    narrow, mask = kernel.new_empty(2 * C, 1, 5, 3), (False, True)         # its shape is all that counts here
+    _, near = conv_backward(g, x, narrow[:C], 1, [rows, 1], 1, C, mask)
+    _, far = conv_backward(*pairs, narrow, 1, [rows, 1], 1, 2 * C, mask)
     one, two, three = near.unbind(-1)
     zero, _, four = far.view(2, C, 1, 5, 3).sum(0).unbind(-1)
     return torch.stack([zero, one, two, three, four], dim=-1)
@@ -140,7 +146,7 @@ class Depthwise(Function):
 
     @staticmethod
     def forward(ctx, kernel, stride, dilation, *states):
-        x = torch.cat(states, dim=1)                                       # (B, nC, H, W)
+        x = side_by_side(states)                                           # (B, nC, H, W)
         ctx.save_for_backward(kernel, *states)
         ctx.stride, ctx.dilation = stride, dilation
         return depthwise(x, kernel, stride, dilation)
@@ -148,7 +154,7 @@ class Depthwise(Function):
     @staticmethod
     def backward(ctx, g):
         kernel, *states = ctx.saved_tensors
-        x = torch.cat(states, dim=1)
+        x = side_by_side(states)
         g_x, g_kernel = depthwise_backward(g, x, kernel, ctx.stride, ctx.dilation, ctx.needs_input_grad[0])
         return g_kernel, None, None, *g_x.split(states[0].size(1), dim=1)
 
@@ -158,9 +164,9 @@ def normalise(y, scale=None):
     return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
 
 
-def renormalise(y, mean, invstd):
+def renormalise(y, mean, invstd, scale=None):
     """Batch norm of y (B, C, H, W) by moments that are known."""
-    return torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
+    return torch.native_batch_norm(y, scale, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
 
 
 def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
@@ -209,7 +215,8 @@ class WeightedNorm(Function):
     """sum_o w_o * norm(pointwise_o(d_o)) of n branches, d (B, nC, H, W) -> (B, C, H, W), mean (nC), invstd (nC).
 
     `scale` (nC) holds each w_o C times: the norm has no affine parameters, so its scale can be the mixing weight.
-    mean, invstd: None, or those known from a first pass; then the sum is one pointwise convolution of all nC channels.
+    mean, invstd: None, or those known from a first pass; then, where the pointwise output need not be kept, the sum is
+    one pointwise convolution of all nC channels.
     """
 
     @staticmethod
@@ -218,8 +225,11 @@ class WeightedNorm(Function):
         n = weight.size(0) // C
         wants_weight = ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if mean is None or not wants_weight else None
-        if mean is None:
-            z, mean, invstd = normalise(y, scale)
+        if y is not None:
+            if mean is None:
+                z, mean, invstd = normalise(y, scale)
+            else:
+                z = renormalise(y, mean, invstd, scale)
             mixed, *others = z.split(C, dim=1)
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
@@ -238,7 +248,7 @@ class WeightedNorm(Function):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if wants_weight else d           # else y was kept; of d only the shape counts
-        g, g_scale = normalise_backward(torch.cat([g] * n, dim=1), y, scale, mean, invstd, ctx.needs_input_grad[1])
+        g, g_scale = normalise_backward(side_by_side([g] * n), y, scale, mean, invstd, ctx.needs_input_grad[1])
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_scale, g_weight, None, None
 
@@ -279,7 +289,10 @@ def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class PoolNorm(Function):
-    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only."""
+    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only.
+
+    mean, invstd: None, or those known from a first pass.
+    """
 
     @staticmethod
     def pool(x, kind, stride):
@@ -288,8 +301,12 @@ class PoolNorm(Function):
         return aten.avg_pool2d(x, [3, 3], [stride] * 2, [1, 1], False, False), None
 
     @staticmethod
-    def forward(ctx, x, kind, stride):
-        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0])
+    def forward(ctx, x, kind, stride, mean, invstd):
+        y, _ = PoolNorm.pool(x, kind, stride)
+        if mean is None:
+            z, mean, invstd = normalise(y)
+        else:
+            z = renormalise(y, mean, invstd)
         ctx.save_for_backward(x, mean, invstd)
         ctx.kind, ctx.stride = kind, stride
         ctx.mark_non_differentiable(mean, invstd)
@@ -303,8 +320,8 @@ class PoolNorm(Function):
         g, _ = normalise_backward(g, y, None, mean, invstd)
         window = [3, 3], [ctx.stride] * 2, [1, 1]
         if ctx.kind == "max":
-            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), None, None
-        return aten.avg_pool2d_backward(g, x, *window, False, False, None), None, None
+            return aten.max_pool2d_with_indices_backward(g, x, *window, [1, 1], False, indices), *[None] * 4
+        return aten.avg_pool2d_backward(g, x, *window, False, False, None), *[None] * 4
 
 
 class Node(Function):

@@ -130,10 +130,9 @@ class Cell(nn.Module):
             states.append(sum(op(state, weight) for state, (op, weight) in zip(list(states), edges)))
         return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
 
-    def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments) -> Tensor:
-        """The same, branches side by side, after the ReLU that s0 and s1 are used through. weights: in `weight_order`.
-
-        Leaves the running statistics alone.
+    def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, last: bool, moments: Moments) -> Tensor:
+        """The same, branches side by side, after the ReLU that s0 and s1 are used through; so is the result, but for
+        the `last` cell. weights: in `weight_order`. Leaves the running statistics alone.
         """
         moments.position = 0
         states = [moments.add(*project(op, s)) for op, s in ((self.preprocess0, s0), (self.preprocess1, s1))]
@@ -152,13 +151,14 @@ class Cell(nn.Module):
                 elif b.op in pooled:
                     y = pooled[b.op]
                 else:
-                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride))
+                    y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride,
+                                                                 *moments.known()))
                     pooled[b.op] = y
                 parts.append(y)
             node, relu = Node.apply(next(weights), len(groups), *parts)    # (B, C, H', W')
             states.append(node)
             relus.append(relu)
-        return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
+        return torch.cat(states[2:] if last else relus[2:], dim=1)         # (B, 4C, H', W')
 
 
 def group_convolutions(branches: list[Branch], limit: int) -> list[list[Branch]]:
@@ -282,13 +282,13 @@ class Network(nn.Module):
             if reduction not in ordered:
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]
             moments = Moments()
-            args = s0, s1, ordered[reduction], self.skip_dropout, moments
+            args = s0, s1, ordered[reduction], self.skip_dropout, cell is self.cells[-1], moments
             if self.grad_checkpoint:
                 # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
                 out = checkpoint(cell.mix, *args, use_reentrant=True, preserve_rng_state=self.skip_dropout > 0)
             else:
                 out = cell.mix(*args)
-            s0, s1 = s1, F.relu(out)
+            s0, s1 = s1, out
             measured += moments.measured
         move_statistics(measured)
-        return out
+        return s1

@@ -164,9 +164,9 @@ def normalise(y, scale=None):
     return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
 
 
-def renormalise(y, mean, invstd, scale=None):
+def renormalise(y, mean, invstd):
     """Batch norm of y (B, C, H, W) by moments that are known."""
-    return torch.native_batch_norm(y, scale, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
+    return torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
 
 
 def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
@@ -215,8 +215,7 @@ class WeightedNorm(Function):
     """sum_o w_o * norm(pointwise_o(d_o)) of n branches, d (B, nC, H, W) -> (B, C, H, W), mean (nC), invstd (nC).
 
     `scale` (nC) holds each w_o C times: the norm has no affine parameters, so its scale can be the mixing weight.
-    mean, invstd: None, or those known from a first pass; then, where the pointwise output need not be kept, the sum is
-    one pointwise convolution of all nC channels.
+    mean, invstd: None, or those known from a first pass; then `Node` knows the sum, and here it is left out.
     """
 
     @staticmethod
@@ -225,19 +224,13 @@ class WeightedNorm(Function):
         n = weight.size(0) // C
         wants_weight = ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if mean is None or not wants_weight else None
-        if y is not None:
-            if mean is None:
-                z, mean, invstd = normalise(y, scale)
-            else:
-                z = renormalise(y, mean, invstd, scale)
+        if mean is None:
+            z, mean, invstd = normalise(y, scale)
             mixed, *others = z.split(C, dim=1)
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
         else:
-            factor = scale * invstd                                        # factor * (pointwise(d) - mean)
-            folded = weight * factor.to(weight.dtype)[:, None, None, None]
-            folded = folded.view(n, C, C).transpose(0, 1).reshape(C, n * C, 1, 1)
-            mixed = F.conv2d(d, folded, (-factor * mean).to(weight.dtype).view(n, C).sum(0))
+            mixed = d.new_empty(d.size(0), C, d.size(2), d.size(3))
         ctx.save_for_backward(d if wants_weight else y, scale, weight, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -325,20 +318,28 @@ class PoolNorm(Function):
 
 
 class Node(Function):
-    """A node and its ReLU: n parts, m maps y (B, C, H, W), w (m) -> sum(parts) + sum_o w_o * y_o, (B, C, H, W) each."""
+    """A node and its ReLU: n parts, m maps y (B, C, H, W), w (m) -> sum(parts) + sum_o w_o * y_o, (B, C, H, W) each.
+
+    known: None, or the node of a first pass.
+    """
 
     @staticmethod
-    def forward(ctx, w, n, *maps):
-        scalars = [None] * n + list(w.unbind())                            # None: of a part, weighted already
-        first, *others = zip(maps, scalars)
-        node = first[0].clone() if first[1] is None else first[0] * first[1]
-        for y, scalar in others:
-            node = node.add_(y) if scalar is None else node.addcmul_(y, scalar)
+    def forward(ctx, w, n, known, *maps):
+        node = Node.add_up(w, n, maps) if known is None else known.clone()
         relu = node.clamp(min=0)
         ctx.save_for_backward(w, relu, *(maps[n:] if ctx.needs_input_grad[0] else ()))
         ctx.n = n
         ctx.set_materialize_grads(False)
         return node, relu
+
+    @staticmethod
+    def add_up(w, n, maps):
+        scalars = [None] * n + list(w.unbind())                            # None: of a part, weighted already
+        first, *others = zip(maps, scalars)
+        node = first[0].clone() if first[1] is None else first[0] * first[1]
+        for y, scalar in others:
+            node = node.add_(y) if scalar is None else node.addcmul_(y, scalar)
+        return node
 
     @staticmethod
     def backward(ctx, g, g_relu):
@@ -347,4 +348,4 @@ class Node(Function):
             g_relu = aten.threshold_backward(g_relu, relu, 0)
             g = g_relu if g is None else g_relu.add_(g)
         g_w = torch.stack([(g * y).sum() for y in maps]) if maps else None
-        return g_w, None, *[g] * ctx.n, *(g * scalar for scalar in w.unbind())
+        return g_w, None, None, *[g] * ctx.n, *(g * scalar for scalar in w.unbind())

@@ -39,10 +39,13 @@ class Branch(NamedTuple):
 
 
 class Moments:
-    """Batch moments of a cell's norms, in order of use: measured by the first pass, known to a recomputation."""
+    """Batch moments of a cell's norms, in order of use: measured by the first pass, known to a recomputation.
+
+    nodes: also known to a recomputation, (B, 4C, H, W).
+    """
 
     def __init__(self):
-        self.measured, self.position = [], 0
+        self.measured, self.position, self.nodes = [], 0, None
 
     def known(self) -> tuple:
         """mean, invstd of the next norms, or None, None."""
@@ -130,9 +133,11 @@ class Cell(nn.Module):
             states.append(sum(op(state, weight) for state, (op, weight) in zip(list(states), edges)))
         return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
 
-    def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, last: bool, moments: Moments) -> Tensor:
-        """The same, branches side by side, after the ReLU that s0 and s1 are used through; so is the result, but for
-        the `last` cell. weights: in `weight_order`. Leaves the running statistics alone.
+    def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments,
+            to_relu: bool = True) -> Tensor:
+        """The same, branches side by side, after the ReLU that s0 and s1 are used through; so is the result if asked.
+
+        weights: in `weight_order`. Leaves the running statistics alone.
         """
         moments.position = 0
         states = [moments.add(*project(op, s)) for op, s in ((self.preprocess0, s0), (self.preprocess1, s1))]
@@ -141,7 +146,8 @@ class Cell(nn.Module):
         n = sum(map(len, self.groups))
         scales, convolutions = iter(self.scales(weights[:n])), iter(self.stacks(states[0].dtype))
         weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
-        for groups, rest in self.nodes:
+        known = [None] * NODES if moments.nodes is None else moments.nodes.chunk(NODES, dim=1)
+        for (groups, rest), known_node in zip(self.nodes, known):
             parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
@@ -155,10 +161,21 @@ class Cell(nn.Module):
                                                                  *moments.known()))
                     pooled[b.op] = y
                 parts.append(y)
-            node, relu = Node.apply(next(weights), len(groups), *parts)    # (B, C, H', W')
+            node, relu = Node.apply(next(weights), len(groups), known_node, *parts)   # (B, C, H', W')
             states.append(node)
             relus.append(relu)
-        return torch.cat(states[2:] if last else relus[2:], dim=1)         # (B, 4C, H', W')
+        return torch.cat(relus[2:] if to_relu else states[2:], dim=1)      # (B, 4C, H', W')
+
+    def mix_twice(self, s0: Tensor, s1: Tensor, *args) -> Tensor:
+        """The same from s0 and s1 themselves to nodes themselves, keeping nothing else for the backward pass."""
+        def mix(s0, s1, weights, skip_dropout, moments):
+            return self.mix(F.relu(s0), F.relu(s1), weights, skip_dropout, moments, to_relu=False)
+
+        *_, skip_dropout, moments = args
+        # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
+        out = checkpoint(mix, s0, s1, *args, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
+        moments.nodes = out.detach()                                       # which the next cells keep anyway
+        return out
 
 
 def group_convolutions(branches: list[Branch], limit: int) -> list[list[Branch]]:
@@ -277,17 +294,13 @@ class Network(nn.Module):
     def mix(self, stem: Tensor, weights: list[Tensor]) -> Tensor:
         """The cells' output in training, (B, 4C, H, W), by `Cell.mix`; moves the running statistics, once."""
         ordered, measured = {}, []                                         # all cells of a kind have one order
-        s0 = s1 = F.relu(stem)                                             # all that the cells use
+        s0 = s1 = stem if self.grad_checkpoint else F.relu(stem)           # all that the cells use
         for cell, reduction in zip(self.cells, self.reductions):
             if reduction not in ordered:
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]
             moments = Moments()
-            args = s0, s1, ordered[reduction], self.skip_dropout, cell is self.cells[-1], moments
-            if self.grad_checkpoint:
-                # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
-                out = checkpoint(cell.mix, *args, use_reentrant=True, preserve_rng_state=self.skip_dropout > 0)
-            else:
-                out = cell.mix(*args)
+            args = s0, s1, ordered[reduction], self.skip_dropout, moments
+            out = cell.mix_twice(*args) if self.grad_checkpoint else cell.mix(*args, cell is not self.cells[-1])
             s0, s1 = s1, out
             measured += moments.measured
         move_statistics(measured)

@@ -38,7 +38,7 @@ class Meter:
         self.unread: list[Tensor] = []                                     # one (loss * B, top-1, top-5 hits) a step
         self.sums = [0.0, 0.0, 0.0]                                        # of the steps that were read
         self.images = self.steps = 0
-        self.start = time.perf_counter()
+        self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
         self.bar = tqdm(total=steps, desc=label, leave=False, disable=utils.rank() > 0 or not sys.stderr.isatty())
 
     def rest_of(self, batches):
@@ -78,8 +78,10 @@ class Meter:
         """The epoch's (loss, top-1 %, top-5 %) over all processes. Raises ValueError where a loss was not finite."""
         self.bar.close()
         loss, top1, top5, images = self.state_dict()["sums"]
-        self.seconds = time.perf_counter() - self.start
-        self.images_per_second = images / self.seconds
+        seconds, compiling = time.perf_counter() - self.start, utils.compile_seconds() - self.compiled
+        self.timing = {"seconds": seconds, "images_per_second": images / (seconds - compiling)}
+        if compiling > 0:
+            self.timing["compile_seconds"] = compiling                     # of the seconds
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def state_dict(self) -> dict:
@@ -157,9 +159,7 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
         meter.update(loss.detach(), logits.detach(), target)
     loss, top1, _ = meter.finish()
     utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
-    return {"train_loss": loss, "train_acc": top1, "seconds": meter.seconds,
-            "images_per_second": meter.images_per_second,
-            "peak_memory_mb": utils.peak_memory_mb(device)}
+    return {"train_loss": loss, "train_acc": top1, **meter.timing, "peak_memory_mb": utils.peak_memory_mb(device)}
 
 
 def check_finite(network: nn.Module, label: str) -> None:

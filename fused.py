@@ -5,6 +5,9 @@ pointwise or a norm of all of them is one call. Kept per branch: in the weight s
 convolution, from which the backward pass recomputes the rest, and of a sep_conv's first pointwise; in the alpha step
 the pointwise outputs only. Weights are cast to the maps' type, so that autocast works; batch norm computes its
 statistics in float32 whatever that type is.
+
+A forward of any number of tensors takes all its arguments as `*inputs`: beside named ones torch.compile, where nothing
+needs a gradient, mistakes two tensors for `ctx` and one.
 """
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,8 @@ class Stack(Function):
     """
 
     @staticmethod
-    def forward(ctx, order, sizes, dtype, *weights):
+    def forward(ctx, *inputs):
+        order, sizes, dtype, *weights = inputs
         small = [weight for weight in weights if weight.size(-1) < weights[-1].size(-1)]
         stacked = torch.cat(weights[len(small):])
         if small:
@@ -142,21 +146,28 @@ def redilate(y: Tensor, B: int) -> Tensor:
 
 
 class Depthwise(Function):
-    """n states (B, C, H, W), already past their ReLU, each under its kernel -> (B, nC, H/stride, W/stride)."""
+    """n kernels, each on one of the states (B, C, H, W), already past their ReLU -> (B, nC, H/stride, W/stride).
+
+    which: the state of each kernel; every state is given once, as torch.compile wants it.
+    """
 
     @staticmethod
-    def forward(ctx, kernel, stride, dilation, *states):
-        x = side_by_side(states)                                           # (B, nC, H, W)
+    def forward(ctx, *inputs):
+        kernel, stride, dilation, which, *states = inputs
+        x = side_by_side([states[i] for i in which])                       # (B, nC, H, W)
         ctx.save_for_backward(kernel, *states)
-        ctx.stride, ctx.dilation = stride, dilation
+        ctx.stride, ctx.dilation, ctx.which = stride, dilation, which
         return depthwise(x, kernel, stride, dilation)
 
     @staticmethod
     def backward(ctx, g):
         kernel, *states = ctx.saved_tensors
-        x = side_by_side(states)
+        x = side_by_side([states[i] for i in ctx.which])
         g_x, g_kernel = depthwise_backward(g, x, kernel, ctx.stride, ctx.dilation, ctx.needs_input_grad[0])
-        return g_kernel, None, None, *g_x.split(states[0].size(1), dim=1)
+        g_states = [None] * len(states)
+        for i, g in zip(ctx.which, g_x.split(states[0].size(1), dim=1)):
+            g_states[i] = g if g_states[i] is None else g_states[i] + g
+        return g_kernel, None, None, None, *g_states
 
 
 def normalise(y, scale=None):
@@ -278,7 +289,7 @@ def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
     stride, dilation = conv.stride[0], conv.dilation[0]
     if dilation == 2:
         x, stride, dilation = undilate(x, stride)
-    return Depthwise.apply(conv.weight.to(x.dtype), stride, dilation, x)
+    return Depthwise.apply(conv.weight.to(x.dtype), stride, dilation, (0,), x)
 
 
 class PoolNorm(Function):
@@ -324,7 +335,8 @@ class Node(Function):
     """
 
     @staticmethod
-    def forward(ctx, w, n, known, *maps):
+    def forward(ctx, *inputs):
+        w, n, known, *maps = inputs
         node = Node.add_up(w, n, maps) if known is None else known.clone()
         relu = node.clamp(min=0)
         ctx.save_for_backward(w, relu, *(maps[n:] if ctx.needs_input_grad[0] else ()))

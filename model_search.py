@@ -24,7 +24,7 @@ from fused import (
     redilate,
     undilate,
 )
-from operations import FactorizedReduce, ReLUConvBN, build
+from operations import FactorizedReduce, ReLUConvBN, build, dropout
 
 NODES = 4                                                                  # intermediate nodes: 2+3+4+5 = 14 edges
 
@@ -151,7 +151,7 @@ class Cell(nn.Module):
             parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
-                    y = F.dropout(states[b.state], skip_dropout)
+                    y = dropout(states[b.state], skip_dropout)
                 elif isinstance(b.op, FactorizedReduce):
                     y = moments.add(*project(b.op, relus[b.state]))
                 elif b.op in pooled:
@@ -166,15 +166,14 @@ class Cell(nn.Module):
             relus.append(relu)
         return torch.cat(relus[2:] if to_relu else states[2:], dim=1)      # (B, 4C, H', W')
 
-    def mix_twice(self, s0: Tensor, s1: Tensor, *args) -> Tensor:
-        """The same from s0 and s1 themselves to nodes themselves, keeping nothing else for the backward pass."""
-        def mix(s0, s1, weights, skip_dropout, moments):
+    def mix_twice(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments) -> Tensor:
+        """The same without the ReLUs before and behind; keeps only s0 and s1, the backward pass computes it again."""
+        def mix(s0, s1, weights):
             return self.mix(F.relu(s0), F.relu(s1), weights, skip_dropout, moments, to_relu=False)
 
-        *_, skip_dropout, moments = args
         # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
-        out = checkpoint(mix, s0, s1, *args, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
-        moments.nodes = out.detach()                                       # which the next cells keep anyway
+        out = checkpoint(mix, s0, s1, weights, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
+        moments.nodes = out.detach()                                       # the next cells keep them anyway
         return out
 
 
@@ -209,14 +208,15 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
     undilated: of the states that a dilated convolution has left already. convolutions: depthwise and pointwise weights
     of each half.
     """
-    inputs, stride, dilation = [relus[b.state] for b in group], group[0].stride, 1
+    order, stride, dilation = list(dict.fromkeys(b.state for b in group)), group[0].stride, 1
+    states, which = [relus[state] for state in order], [order.index(b.state) for b in group]
     if group[0].primitive.startswith("dil"):
-        for b in group:
-            if b.state not in undilated:
-                undilated[b.state] = undilate(relus[b.state], b.stride)
-        inputs, (stride, *_), (dilation, *_) = zip(*[undilated[b.state] for b in group])
+        for state in order:
+            if state not in undilated:
+                undilated[state] = undilate(relus[state], stride)
+        states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
     kernel, pointwise = next(convolutions)                                 # (nC, 1, K, K), (nC, C, 1, 1)
-    d = Depthwise.apply(crop(kernel, group), stride, dilation, *inputs)
+    d = Depthwise.apply(crop(kernel, group), stride, dilation, which, *states)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
         d = moments.add([b.op.op[half - 1] for b in group],
@@ -294,7 +294,7 @@ class Network(nn.Module):
     def mix(self, stem: Tensor, weights: list[Tensor]) -> Tensor:
         """The cells' output in training, (B, 4C, H, W), by `Cell.mix`; moves the running statistics, once."""
         ordered, measured = {}, []                                         # all cells of a kind have one order
-        s0 = s1 = stem if self.grad_checkpoint else F.relu(stem)           # all that the cells use
+        s0 = s1 = stem if self.grad_checkpoint else F.relu(stem)           # cells use nothing else of it
         for cell, reduction in zip(self.cells, self.reductions):
             if reduction not in ordered:
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]

@@ -122,6 +122,14 @@ def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module
     return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
 
 
+def dropout(x: Tensor, drop_prob: float) -> Tensor:
+    """Dropout whose rate may change without being compiled anew."""
+    if not torch.compiler.is_compiling():
+        return F.dropout(x, drop_prob)
+    keep_prob = 1.0 - drop_prob
+    return x * ((torch.rand_like(x) < keep_prob) / keep_prob).to(x.dtype)
+
+
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
     keep_prob = 1.0 - drop_prob

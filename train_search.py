@@ -148,7 +148,9 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
-        torch._dynamo.config.recompile_limit = 8 + stage.layers            # cells of one shape share what is compiled
+        torch.compiler.reset()                                             # forget the stage before
+        # Per cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
+        torch._dynamo.config.recompile_limit = 8 * stage.layers
         for cell in network.cells:
             cell.mix = torch.compile(cell.mix)
     utils.share_rank0(network)
@@ -188,8 +190,7 @@ def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, meter: engine
     utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
     engine.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
-            "train_acc": top1, "valid_loss": None, "valid_acc": None, "seconds": meter.seconds,
-            "images_per_second": meter.images_per_second}
+            "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing}
 
 
 def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,

@@ -508,6 +508,12 @@ def scalar_writer(args: argparse.Namespace, run_dir: Path, done: int):
 
 # ---- measuring
 
+def compile_seconds() -> float:
+    """What torch.compile has taken so far."""
+    dynamo = sys.modules.get("torch._dynamo.utils")                        # slow to import for those who don't need it
+    return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """The most memory used so far: what torch allocated on a GPU, the process's resident set on the CPU."""
     if device.type == "cuda":

@@ -360,3 +360,32 @@ def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
         network.drop_path_prob = 0.3 * epoch / 600
         compiled(torch.randn(2, 3, 16, 16))
     assert len(graphs) <= 2
+
+
+def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14   # two convolutions of one state
+    torch.manual_seed(0)
+    eager = Network(2, 10, 1, candidates, candidates).double()
+    network = copy.deepcopy(eager)
+    network.cells[0].mix = torch.compile(network.cells[0].mix, fullgraph=True, backend=backend)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for skip_dropout in (0.0, 0.3, 0.2, 0.1):
+        for step in ("alphas", "cells"):
+            gradients = []
+            for supernet in (eager, network):
+                supernet.skip_dropout = skip_dropout
+                for name, p in supernet.named_parameters():
+                    p.requires_grad_(name.startswith(step))
+                trained = [p for p in supernet.parameters() if p.requires_grad]
+                gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(
+                    supernet(images).square().sum(), trained, materialize_grads=True)]))
+            if not skip_dropout:                                           # else they drop other values
+                assert_equals_vector(gradients[1], gradients[0])
+    assert len(graphs) <= 4                                                # dropout's rate becomes a variable once

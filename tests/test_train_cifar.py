@@ -559,6 +559,9 @@ def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(image
         outcome = run(*script, *options, *folder_options(images, tmp_path / save), "--batch_size", 12)
         assert outcome.code == 0, outcome
         assert ("compiled" in outcome.out) == (save == "compiled")
+        record = json.loads((the_run(tmp_path / save) / "metrics.jsonl").read_text())
+        assert record.get("compile_seconds", 0) < record["seconds"]
+        assert ("compile_seconds" in record) == (save == "compiled")
     plain, compiled = (weights(the_run(tmp_path / save) / "weights.pt") for save in ("plain", "compiled"))
     assert list(plain) == list(compiled)
     for name in plain:

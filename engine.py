@@ -77,9 +77,9 @@ class Meter:
     def finish(self) -> tuple[float, float, float]:
         """The epoch's (loss, top-1 %, top-5 %) over all processes. Raises ValueError where a loss was not finite."""
         self.bar.close()
-        loss, top1, top5, images = self.state_dict()["sums"]
-        seconds, compiling = time.perf_counter() - self.start, utils.compile_seconds() - self.compiled
-        self.timing = {"seconds": seconds, "images_per_second": images / (seconds - compiling)}
+        state, compiling = self.state_dict(), utils.compile_seconds() - self.compiled
+        loss, top1, top5, images = state["sums"]
+        self.timing = {"seconds": state["seconds"], "images_per_second": images / (state["seconds"] - compiling)}
         if compiling > 0:
             self.timing["compile_seconds"] = compiling                     # of the seconds
         return loss / images, 100 * top1 / images, 100 * top5 / images
@@ -100,6 +100,13 @@ class Meter:
         self.bar.update(self.steps)
 
 
+def save(run_dir: Path, state: dict, parts: dict) -> None:
+    """Write checkpoint.pt: a run's state and that of its parts, by name. All processes call it. Raises OSError."""
+    state = state | {name: part.state_dict() for name, part in parts.items()}
+    if utils.rank() == 0:
+        utils.save_checkpoint(run_dir, state)
+
+
 @contextlib.contextmanager
 def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict):
     """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on."""
@@ -110,9 +117,7 @@ def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts:
         yield meter
     except utils.Stopped:
         check_finite(parts["network"], label)
-        state = state | {name: part.state_dict() for name, part in (parts | {"meter": meter}).items()}
-        if utils.rank() == 0:
-            utils.save_checkpoint(run_dir, state)
+        save(run_dir, state, parts | {"meter": meter})
         utils.wait_for_all()
         raise
 
@@ -175,11 +180,11 @@ def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
     state["epoch"] += 1
     state["metrics"].append(record)
     log.info(json.dumps(record))
+    if utils.rank() == 0 and record["test_acc"] > state["best_acc"]:
+        state |= {"best_acc": record["test_acc"], "best_epoch": record["epoch"]}
+        utils.save_weights(run_dir / "best.pt", parts["network"])
+    save(run_dir, state, parts)
     if utils.rank() == 0:
-        if record["test_acc"] > state["best_acc"]:
-            state |= {"best_acc": record["test_acc"], "best_epoch": record["epoch"]}
-            utils.save_weights(run_dir / "best.pt", parts["network"])
-        utils.save_checkpoint(run_dir, state | {name: part.state_dict() for name, part in parts.items()})
         utils.write_metrics(run_dir, state["metrics"])
 
 

@@ -170,14 +170,11 @@ class Depthwise(Function):
         return g_kernel, None, None, None, *g_states
 
 
-def normalise(y, scale=None):
-    """Batch norm of y (B, C, H, W) by the batch's moments -> the normalised, mean (C), invstd (C)."""
-    return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
-
-
-def renormalise(y, mean, invstd):
-    """Batch norm of y (B, C, H, W) by moments that are known."""
-    return torch.native_batch_norm(y, None, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0]
+def normalise(y, mean=None, invstd=None, scale=None):
+    """Batch norm of y (B, C, H, W) by the batch's moments, or known ones -> the normalised, mean (C), invstd (C)."""
+    if mean is None:
+        return torch.native_batch_norm(y, scale, None, None, None, True, MOMENTUM, EPS)
+    return torch.native_batch_norm(y, scale, None, mean, invstd.pow(-2), False, MOMENTUM, 0.0)[0], mean, invstd
 
 
 def normalise_backward(g, y, scale, mean, invstd, wants_scale=False):
@@ -196,10 +193,7 @@ class NormReLUDepthwise(Function):
     @staticmethod
     def forward(ctx, d, weight, kernel, mean, invstd):
         y, keep_y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1)), mean is None
-        if mean is None:
-            z, mean, invstd = normalise(y)
-        else:
-            z = renormalise(y, mean, invstd)
+        z, mean, invstd = normalise(y, mean, invstd)
         wants_weight = ctx.needs_input_grad[1]
         ctx.save_for_backward(d if wants_weight else None, y if keep_y or not wants_weight else None, weight, kernel,
                               mean, invstd)
@@ -212,7 +206,7 @@ class NormReLUDepthwise(Function):
         d, y, weight, kernel, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[1]
         y = F.conv2d(d, weight, groups=n) if y is None else y
-        z = renormalise(y, mean, invstd).relu_()
+        z = normalise(y, mean, invstd)[0].relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
         aten.threshold_backward.grad_input(g, z, 0, grad_input=g)          # in place: the peak of memory is here
         del z
@@ -236,7 +230,7 @@ class WeightedNorm(Function):
         wants_weight = ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if mean is None or not wants_weight else None
         if mean is None:
-            z, mean, invstd = normalise(y, scale)
+            z, mean, invstd = normalise(y, scale=scale)
             mixed, *others = z.split(C, dim=1)
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
@@ -306,11 +300,7 @@ class PoolNorm(Function):
 
     @staticmethod
     def forward(ctx, x, kind, stride, mean, invstd):
-        y, _ = PoolNorm.pool(x, kind, stride)
-        if mean is None:
-            z, mean, invstd = normalise(y)
-        else:
-            z = renormalise(y, mean, invstd)
+        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0], mean, invstd)
         ctx.save_for_backward(x, mean, invstd)
         ctx.kind, ctx.stride = kind, stride
         ctx.mark_non_differentiable(mean, invstd)

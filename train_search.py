@@ -236,9 +236,8 @@ def save_epoch(state: dict, record: dict, parts: SimpleNamespace, run_dir: Path,
         name = f"stage{record['stage']}_{cell}"
         state["alphas"].setdefault(name, []).append(getattr(parts.network, f"alphas_{cell}").detach().cpu().clone())
         state["alphas"][f"{name}_candidates"] = state[cell]
-    state |= {name: part.state_dict() for name, part in stateful(parts).items()}
+    engine.save(run_dir, state, stateful(parts))
     if utils.rank() == 0:
-        utils.save_checkpoint(run_dir, state)
         write_history(state, run_dir)
 
 

@@ -207,7 +207,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def seed_everything(seed: int, *position: int) -> None:
-    """Seed torch on all devices from the run's seed and a position in it (stage, epoch), differently on every rank.
+    """Seed torch on all devices from the run's seed and a position in it (stage, epoch, step), differently per rank.
 
     Seeding anew for each step is what makes a resumed run equal an undisturbed one: no state needs to be saved.
     """
@@ -262,10 +262,10 @@ def world_size() -> int:
 def rank0_first():
     """Let rank 0 through, and the others when it is done."""
     if rank() > 0:
-        dist.barrier()
+        wait_for_all()
     yield
-    if rank() == 0 and dist.is_initialized():
-        dist.barrier()
+    if rank() == 0:
+        wait_for_all()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -77,10 +77,9 @@ def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor, skip_dr
         for state in states:
             mixed = cell.cell_ops[edge]
             for primitive, op, weight in zip(mixed.primitives, mixed.m_ops, weights[edge]):
-                if isinstance(op, nn.Identity) and primitive != "none":
-                    node = node + weight * F.dropout(state, skip_dropout, cell.training)
-                elif primitive != "none":
-                    node = node + weight * op(state)
+                if primitive != "none":
+                    skip = isinstance(op, nn.Identity)
+                    node = node + weight * (F.dropout(state, skip_dropout, cell.training) if skip else op(state))
             edge += 1
         states.append(node)                                                # (B, C, H', W')
     return torch.cat(states[2:], dim=1)                                    # (B, 4C, H', W')

@@ -92,6 +92,11 @@ def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, oldest first."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def the_run(save) -> Path:
     """The only run directory in SAVE."""
     run_dir, = Path(save).iterdir()

@@ -1,5 +1,4 @@
 """torchrun on two gloo processes: the same gradients as one, exact files after a rank dies or a signal came."""
-import json
 import os
 import signal
 import subprocess
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import ROOT, children, metrics, the_run
 
-ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TINY = {
     "train_cifar.py": ["--init_channels", "2", "--layers", "3", "--epochs", "3", "--batch_size", "200"],
@@ -18,13 +17,6 @@ TINY = {
                         "--epochs", "2", "--warmup_epochs", "1", "--batch_size", "200"],
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def metrics(save: Path) -> list[dict]:
-    """The records of the only run below `save`, without what a clock or a memory gauge measured."""
-    path, = save.glob("*/metrics.jsonl")
-    measured = {"seconds", "images_per_second", "peak_memory_mb"}
-    return [{k: v for k, v in json.loads(line).items() if k not in measured} for line in path.read_text().splitlines()]
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
@@ -46,7 +38,7 @@ def calm(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calm")
     command = [*TORCHRUN, str(ROOT / request.param), *TINY[request.param], "--save", "calm"]
     subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, capture_output=True)
-    return request.param, metrics(folder / "calm")
+    return request.param, metrics(the_run(folder / "calm"))
 
 
 def start_until_saved(command, save: Path) -> tuple[subprocess.Popen, list[int]]:
@@ -55,8 +47,7 @@ def start_until_saved(command, save: Path) -> tuple[subprocess.Popen, list[int]]
     while not list(save.glob("*/metrics.jsonl")):
         assert torchrun.poll() is None, torchrun.stderr.read().decode()
         time.sleep(0.05)
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    return torchrun, list(map(int, children))
+    return torchrun, children(torchrun.pid)
 
 
 def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
@@ -68,7 +59,7 @@ def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
     assert torchrun.returncode == 0, stderr.decode()
     starts = [line for line in stderr.decode().splitlines() if " on 2 x " in line]
     assert len(starts) == 2 and starts[0].split(":")[0] == starts[1].split(":")[0]   # the same directory, twice
-    assert metrics(tmp_path / "hit") == expected
+    assert metrics(the_run(tmp_path / "hit")) == expected
 
 
 def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_an_epoch(calm, tmp_path):
@@ -77,9 +68,9 @@ def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_a
     for pid in (ranks[-1], torchrun.pid, ranks[0]):                        # as a cluster does; torchrun passes it on
         os.kill(pid, signal.SIGTERM)
     _, stderr = torchrun.communicate(timeout=120)
-    run_dir, = tmp_path.iterdir()
+    run_dir = the_run(tmp_path)
     assert f"stopped by SIGTERM; continue with: torchrun --nproc_per_node=2 {ROOT / script}" in stderr.decode()
     assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["meter"]["steps"] > 0
     subprocess.run([*TORCHRUN, str(ROOT / script), "--resume", run_dir], check=True, env=ENVIRONMENT,
                    capture_output=True)
-    assert metrics(tmp_path) == expected
+    assert metrics(run_dir) == expected

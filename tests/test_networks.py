@@ -345,15 +345,20 @@ def test_networks_compile_as_one_graph_with_the_same_gradients(network_class, si
     assert_equals_vector(torch.cat([p.grad.flatten() for p in network.parameters()]), expected)
 
 
-def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
-    """600 epochs have 600 probabilities, and torch.compile gives up after 8 graphs: one for any probability must do."""
+def graph_collector():
+    """A list, and a backend for torch.compile that runs graphs as they are and puts them there."""
+    torch.compiler.reset()
     graphs = []
 
     def backend(graph, _):
         graphs.append(graph)
         return graph.forward
+    return graphs, backend
 
-    torch.compiler.reset()
+
+def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
+    """600 epochs have 600 probabilities, and torch.compile gives up after 8 graphs: one for any probability must do."""
+    graphs, backend = graph_collector()
     network = NetworkCIFAR(4, 10, 1, False, PDARTS)
     compiled = torch.compile(network, fullgraph=True, backend=backend)
     for epoch in range(1, 5):
@@ -363,13 +368,7 @@ def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
 
 
 def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout():
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
+    graphs, backend = graph_collector()
     candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14   # two convolutions of one state
     torch.manual_seed(0)
     eager = Network(2, 10, 1, candidates, candidates).double()

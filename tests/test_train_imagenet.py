@@ -7,13 +7,12 @@ import shlex
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import MEASURED, ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
+from scripts import MEASURED, ROOT, children, epochs_done, error_line, metrics, run, snapshot, start, the_run
 from torch import nn
 
 import engine
@@ -215,9 +214,9 @@ def stopped(script, images, tmp_path_factory):
     save = tmp_path_factory.mktemp("stopped")
     process = start(*script, *options_for(images, save, workers=2))
     process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    for pid in (*map(int, children), process.pid):
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    for pid in (*workers, process.pid):
         os.kill(pid, signal.SIGTERM)
     return the_run(save), process.wait()
 

@@ -35,6 +35,7 @@ class Branch(NamedTuple):
     state: int
     stride: int
     op: nn.Module
+    layers: list[nn.Module]                                                # of a convolution's op
     index: int                                                             # of its mixing weight among all 14 * K
 
 
@@ -99,8 +100,10 @@ class Cell(nn.Module):
                 stride = 2 if reduction and state < 2 else 1
                 edge, primitives = len(self.cell_ops), candidates[len(self.cell_ops)]
                 self.cell_ops.append(MixedOp(C, stride, primitives, pools[state]))
-                branches += [Branch(primitive, state, stride, op, edge * len(primitives) + o) for o, (primitive, op)
-                             in enumerate(zip(primitives, self.cell_ops[edge].m_ops)) if primitive != "none"]
+                for o, (primitive, op) in enumerate(zip(primitives, self.cell_ops[edge].m_ops)):
+                    layers = list(op.op) if "conv" in primitive else []
+                    if primitive != "none":
+                        branches.append(Branch(primitive, state, stride, op, layers, edge * len(primitives) + o))
             self.nodes.append((group_convolutions(branches, side_by_side),
                                [b for b in branches if "conv" not in b.primitive]))
         self.groups = [group for groups, _ in self.nodes for group in groups]
@@ -110,7 +113,7 @@ class Cell(nn.Module):
 
     def layers(self, i: int) -> list[nn.Module]:
         """Layer i of each (ReLU, depthwise, pointwise, norm) in the groups; a sep_conv's second after its first."""
-        return [b.op.op[i + half] for group in self.groups for half in halves(group) for b in group]
+        return [b.layers[i + half] for group in self.groups for half in halves(group) for b in group]
 
     def stacks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Per half of a group, its depthwise and pointwise weights: (nC, 1, K, K), (nC, C, 1, 1)."""
@@ -219,16 +222,16 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
     d = Depthwise.apply(crop(kernel, group), stride, dilation, which, *states)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
-        d = moments.add([b.op.op[half - 1] for b in group],
+        d = moments.add([b.layers[half - 1] for b in group],
                         *NormReLUDepthwise.apply(d, pointwise, crop(kernel, group), *moments.known()))
         pointwise = pointwise_next                                         # d: (B, nC, H', W')
-    mixed = moments.add([b.op.op[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, *moments.known()))
+    mixed = moments.add([b.layers[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, *moments.known()))
     return redilate(mixed, relus[0].size(0))
 
 
 def crop(kernel: Tensor, group: list[Branch]) -> Tensor:
     """A group of 3x3 kernels only, without the rims that `Stack` gave it."""
-    rim = (kernel.size(-1) - group[-1].op.op[1].kernel_size[0]) // 2
+    rim = (kernel.size(-1) - group[-1].layers[1].kernel_size[0]) // 2
     return F.pad(kernel, [-rim] * 4) if rim else kernel
 
 
@@ -245,10 +248,11 @@ def move_statistics(measured: list) -> None:
     norms, means, invstds, pixels = zip(*measured)
     norms = [norm for group in norms for norm in group]
     sizes = [norm.num_features for norm in norms]
-    var = torch._foreach_sub(torch._foreach_pow(invstds, -2), EPS)
-    torch._foreach_mul_(var, [N / max(N - 1, 1) for N in pixels])          # the running variance is the unbiased one
+    var = torch.cat(invstds).pow(-2) - EPS
+    unbiased = var.new_tensor([N / max(N - 1, 1) for N in pixels])
+    var *= unbiased.repeat_interleave(torch.tensor([mean.numel() for mean in means], device=var.device))
     torch._foreach_lerp_([norm.running_mean for norm in norms], torch.cat(means).split(sizes), MOMENTUM)
-    torch._foreach_lerp_([norm.running_var for norm in norms], torch.cat(var).split(sizes), MOMENTUM)
+    torch._foreach_lerp_([norm.running_var for norm in norms], var.split(sizes), MOMENTUM)
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 

@@ -220,11 +220,12 @@ class WeightedNorm(Function):
     """sum_o w_o * norm(pointwise_o(d_o)) of n branches, d (B, nC, H, W) -> (B, C, H, W), mean (nC), invstd (nC).
 
     `scale` (nC) holds each w_o C times: the norm has no affine parameters, so its scale can be the mixing weight.
+    B: the images; a d of more is interleaved, see `undilate`, and the sum is not.
     mean, invstd: None, or those known from a first pass; then `Node` knows the sum, and here it is left out.
     """
 
     @staticmethod
-    def forward(ctx, d, scale, weight, mean, invstd):
+    def forward(ctx, d, scale, weight, B, mean, invstd):
         C = weight.size(1)
         n = weight.size(0) // C
         wants_weight = ctx.needs_input_grad[2]
@@ -234,8 +235,10 @@ class WeightedNorm(Function):
             mixed, *others = z.split(C, dim=1)
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
+            mixed = redilate(mixed, B)
         else:
-            mixed = d.new_empty(d.size(0), C, d.size(2), d.size(3))
+            zoom = 1 if d.size(0) == B else 2
+            mixed = d.new_empty(()).expand(B, C, zoom * d.size(2), zoom * d.size(3))
         ctx.save_for_backward(d if wants_weight else y, scale, weight, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -246,9 +249,10 @@ class WeightedNorm(Function):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if wants_weight else d           # else y was kept; of d only the shape counts
+        g = g if g.size(0) == d.size(0) else Interleave.forward(ctx, g)
         g, g_scale = normalise_backward(side_by_side([g] * n), y, scale, mean, invstd, ctx.needs_input_grad[1])
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
-        return g_d, g_scale, g_weight, None, None
+        return g_d, g_scale, g_weight, None, None, None
 
 
 class PointwiseNorm(Function):
@@ -287,9 +291,10 @@ def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class PoolNorm(Function):
-    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C). Keeps x only.
+    """norm(3x3 pool(x)), x (B, C, H, W) -> (B, C, H/stride, W/stride), mean (C), invstd (C).
 
-    mean, invstd: None, or those known from a first pass.
+    mean, invstd: None, or those known from a first pass. Only then is the pool kept, whose 8-byte indices weigh a lot;
+    else x, to pool it again.
     """
 
     @staticmethod
@@ -300,17 +305,22 @@ class PoolNorm(Function):
 
     @staticmethod
     def forward(ctx, x, kind, stride, mean, invstd):
-        z, mean, invstd = normalise(PoolNorm.pool(x, kind, stride)[0], mean, invstd)
-        ctx.save_for_backward(x, mean, invstd)
-        ctx.kind, ctx.stride = kind, stride
+        y, indices = PoolNorm.pool(x, kind, stride)
+        kept = (x, None, None) if mean is None else (None, y, indices)
+        z, mean, invstd = normalise(y, mean, invstd)
+        ctx.save_for_backward(*kept, mean, invstd)
+        ctx.kind, ctx.stride, ctx.memory = kind, stride, (x.shape, x.stride())
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
         return z, mean, invstd
 
     @staticmethod
     def backward(ctx, g, *_):
-        x, mean, invstd = ctx.saved_tensors
-        y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
+        x, y, indices, mean, invstd = ctx.saved_tensors
+        if y is None:
+            y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
+        else:
+            x = y.new_empty_strided(*ctx.memory)                           # only its shape counts then
         g, _ = normalise_backward(g, y, None, mean, invstd)
         window = [3, 3], [ctx.stride] * 2, [1, 1]
         if ctx.kind == "max":

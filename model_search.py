@@ -21,7 +21,6 @@ from fused import (
     WeightedNorm,
     fast_layout,
     normalise,
-    redilate,
     undilate,
 )
 from operations import FactorizedReduce, ReLUConvBN, build, dropout
@@ -137,8 +136,8 @@ class Cell(nn.Module):
         return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
 
     def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments,
-            to_relu: bool = True) -> Tensor:
-        """The same, branches side by side, after the ReLU that s0 and s1 are used through; so is the result if asked.
+            to_relu: bool = True) -> tuple[Tensor, ...]:
+        """The 4 nodes, branches side by side, after the ReLU that s0 and s1 are used through; they too, if asked.
 
         weights: in `weight_order`. Leaves the running statistics alone.
         """
@@ -167,7 +166,7 @@ class Cell(nn.Module):
             node, relu = Node.apply(next(weights), len(groups), known_node, *parts)   # (B, C, H', W')
             states.append(node)
             relus.append(relu)
-        return torch.cat(relus[2:] if to_relu else states[2:], dim=1)      # (B, 4C, H', W')
+        return tuple(relus[2:] if to_relu else states[2:])
 
     def mix_twice(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments) -> Tensor:
         """The same without the ReLUs before and behind; keeps only s0 and s1, the backward pass computes it again."""
@@ -175,7 +174,8 @@ class Cell(nn.Module):
             return self.mix(F.relu(s0), F.relu(s1), weights, skip_dropout, moments, to_relu=False)
 
         # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
-        out = checkpoint(mix, s0, s1, weights, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
+        nodes = checkpoint(mix, s0, s1, weights, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
+        out = torch.cat(nodes, dim=1)
         moments.nodes = out.detach()                                       # the next cells keep them anyway
         return out
 
@@ -225,8 +225,8 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
         d = moments.add([b.layers[half - 1] for b in group],
                         *NormReLUDepthwise.apply(d, pointwise, crop(kernel, group), *moments.known()))
         pointwise = pointwise_next                                         # d: (B, nC, H', W')
-    mixed = moments.add([b.layers[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, *moments.known()))
-    return redilate(mixed, relus[0].size(0))
+    B = relus[0].size(0)
+    return moments.add([b.layers[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, B, *moments.known()))
 
 
 def crop(kernel: Tensor, group: list[Branch]) -> Tensor:
@@ -304,7 +304,10 @@ class Network(nn.Module):
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]
             moments = Moments()
             args = s0, s1, ordered[reduction], self.skip_dropout, moments
-            out = cell.mix_twice(*args) if self.grad_checkpoint else cell.mix(*args, cell is not self.cells[-1])
+            if self.grad_checkpoint:
+                out = cell.mix_twice(*args)
+            else:
+                out = torch.cat(cell.mix(*args, to_relu=cell is not self.cells[-1]), dim=1)
             s0, s1 = s1, out
             measured += moments.measured
         move_statistics(measured)

@@ -23,6 +23,11 @@ def fast_layout(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
+def average_pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C). Not `x.mean`: its gradient would leave channels-last memory, and slow a cell."""
+    return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+
+
 class Stack(Function):
     """Weights (C, C', k, k), small k first -> per group of branches one (nC, C', K, K), K the largest k.
 
@@ -127,6 +132,25 @@ class Deinterleave(Function):
         return Interleave.forward(ctx, g)
 
 
+class EverySecond(Function):
+    """x (B, C, H, W) from each of the pixels (i, i) in `starts` on, every second: (B, C, H/2, W/2) each.
+
+    As plain slices, but autograd's gradient of a slice leaves channels-last memory, which slows what comes after it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, starts):
+        ctx.starts, ctx.memory = starts, (x.shape, x.stride())
+        return tuple(x[:, :, i::2, i::2].clone() for i in starts)
+
+    @staticmethod
+    def backward(ctx, *gs):
+        g_x = gs[0].new_empty_strided(*ctx.memory).zero_()
+        for i, g in zip(ctx.starts, gs):
+            g_x[:, :, i::2, i::2] = g
+        return g_x, None
+
+
 def undilate(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
     """x (B, C, H, W), stride and dilation under which a kernel of dilation 2 and that stride gives the same.
 
@@ -134,7 +158,7 @@ def undilate(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
     each of the four interleaved images (even sizes only). On the CPU the dense gradients are several times faster.
     """
     if x.device.type == "cpu" and stride == 2:
-        return x[:, :, ::2, ::2], 1, 1
+        return EverySecond.apply(x, (0,))[0], 1, 1
     if x.device.type == "cpu" and x.size(2) % 2 == x.size(3) % 2 == 0:
         return Interleave.apply(x), 1, 1
     return x, stride, 2

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused import fast_layout
+from fused import average_pixels, fast_layout
 from genotypes import Genotype
 from operations import FactorizedReduce, ReLUConvBN, build, drop_path
 
@@ -65,7 +65,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).mean(dim=(2, 3)))          # (B, num_classes)
+        return self.classifier(average_pixels(self.features(x)))           # (B, num_classes)
 
 
 class _Body(nn.Module):
@@ -94,7 +94,7 @@ class _Body(nn.Module):
                 s1 = F.relu_(s1)                                           # all that takes it begins with a ReLU
             if i == self.auxiliary_cell and self.training and hasattr(self, "auxiliary_head"):
                 logits_aux = self.auxiliary_head(s1)                       # (B, num_classes)
-        return self.classifier(s1.mean(dim=(2, 3))), logits_aux            # (B, num_classes)
+        return self.classifier(average_pixels(s1)), logits_aux               # (B, num_classes)
 
 
 class NetworkCIFAR(_Body):

@@ -19,6 +19,7 @@ from fused import (
     PoolNorm,
     Stack,
     WeightedNorm,
+    average_pixels,
     fast_layout,
     normalise,
     undilate,
@@ -293,7 +294,7 @@ class Network(nn.Module):
         else:
             for cell, reduction in zip(self.cells, self.reductions):
                 s0, s1 = s1, cell(s0, s1, weights[reduction])              # (B, 4C, H, W), H and W halved twice
-        return self.classifier(s1.mean(dim=(2, 3)))                        # (B, num_classes)
+        return self.classifier(average_pixels(s1))                         # (B, num_classes)
 
     def mix(self, stem: Tensor, weights: list[Tensor]) -> Tensor:
         """The cells' output in training, (B, 4C, H, W), by `Cell.mix`; moves the running statistics, once."""

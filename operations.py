@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused import depthwise_of, pointwise_norm, redilate
+from fused import EverySecond, depthwise_of, pointwise_norm, redilate
 
 
 class ReLUConvBN(nn.Module):
@@ -49,8 +49,10 @@ class FactorizedReduce(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         # Not stride=2: in channels-last memory torch 2.14's kernel for it writes out of bounds at few channels.
-        shifted = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))[:, :, 1::2, 1::2]
-        return torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted)], dim=1)
+        if x.size(2) % 2 or x.size(3) % 2:
+            x = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))
+        pixels, shifted = EverySecond.apply(x, (0, 1))
+        return torch.cat([self.conv_1(pixels), self.conv_2(shifted)], dim=1)
 
 
 class DilConv(nn.Module):

@@ -286,14 +286,16 @@ class PointwiseNorm(Function):
     def forward(ctx, x, weight, scale, shift, running_mean, running_var):
         y = F.conv2d(x, weight)
         z, mean, invstd = torch.native_batch_norm(y, scale, shift, running_mean, running_var, True, MOMENTUM, EPS)
-        ctx.save_for_backward(x, weight, scale, mean, invstd)
+        narrows = weight.size(0) < weight.size(1)                          # small to keep, much work to repeat
+        ctx.save_for_backward(x, y if narrows else None, weight, scale, mean, invstd)
         return z
 
     @staticmethod
     def backward(ctx, g):
-        x, weight, scale, mean, invstd = ctx.saved_tensors
-        g, g_scale, g_shift = aten.native_batch_norm_backward(g, F.conv2d(x, weight), scale, None, None, mean, invstd,
-                                                              True, EPS, [True, True, True])
+        x, y, weight, scale, mean, invstd = ctx.saved_tensors
+        y = F.conv2d(x, weight) if y is None else y
+        g, g_scale, g_shift = aten.native_batch_norm_backward(g, y, scale, None, None, mean, invstd, True, EPS,
+                                                              [True, True, True])
         g_x, g_weight = conv_backward(g, x, weight)
         return g_x, g_weight, g_scale, g_shift, None, None
 

@@ -216,11 +216,12 @@ class NormReLUDepthwise(Function):
 
     @staticmethod
     def forward(ctx, d, weight, kernel, mean, invstd):
-        y, keep_y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1)), mean is None
-        z, mean, invstd = normalise(y, mean, invstd)
         wants_weight = ctx.needs_input_grad[1]
-        ctx.save_for_backward(d if wants_weight else None, y if keep_y or not wants_weight else None, weight, kernel,
-                              mean, invstd)
+        keep_y = mean is None or not wants_weight
+        y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1))
+        z, mean, invstd = normalise(y, mean, invstd)
+        y = y if keep_y else None
+        ctx.save_for_backward(d if wants_weight else None, y, weight, kernel, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
         return depthwise(z.relu_(), kernel), mean, invstd
@@ -354,36 +355,50 @@ class PoolNorm(Function):
         return aten.avg_pool2d_backward(g, x, *window, False, False, None), *[None] * 4
 
 
-class Node(Function):
-    """A node and its ReLU: n parts, m maps y (B, C, H, W), w (m) -> sum(parts) + sum_o w_o * y_o, (B, C, H, W) each.
-
-    known: None, or the node of a first pass.
-    """
+class WeightedSum(Function):
+    """w (m), m maps y (B, C, H, W) -> sum_o w_o * y_o, (B, C, H, W); left out if `Node` knows it from a first pass."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        w, n, known, *maps = inputs
-        node = Node.add_up(w, n, maps) if known is None else known.clone()
+        w, known, *maps = inputs
+        ctx.save_for_backward(w, *(maps if ctx.needs_input_grad[0] else ()))
+        if known:
+            return w.new_empty((), dtype=maps[0].dtype).expand(maps[0].shape)
+        (scalar, *scalars), (y, *others) = w.unbind(), maps
+        total = y * scalar
+        for y, scalar in zip(others, scalars):
+            total.addcmul_(y, scalar)
+        return total
+
+    @staticmethod
+    def backward(ctx, g):
+        w, *maps = ctx.saved_tensors
+        g_w = torch.stack([(g * y).sum() for y in maps]) if maps else None
+        return g_w, None, *(g * scalar for scalar in w.unbind())
+
+
+class Node(Function):
+    """A node, the sum of its parts, and its ReLU: (B, C, H, W) each. known: None, or the node of a first pass."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        known, *parts = inputs
+        if known is None:
+            node = parts[0] + parts[1] if len(parts) > 1 else parts[0].clone()
+            for part in parts[2:]:
+                node.add_(part)
+        else:
+            node = known.clone()
         relu = node.clamp(min=0)
-        ctx.save_for_backward(w, relu, *(maps[n:] if ctx.needs_input_grad[0] else ()))
-        ctx.n = n
+        ctx.save_for_backward(relu)
+        ctx.n = len(parts)
         ctx.set_materialize_grads(False)
         return node, relu
 
     @staticmethod
-    def add_up(w, n, maps):
-        scalars = [None] * n + list(w.unbind())                            # None: of a part, weighted already
-        first, *others = zip(maps, scalars)
-        node = first[0].clone() if first[1] is None else first[0] * first[1]
-        for y, scalar in others:
-            node = node.add_(y) if scalar is None else node.addcmul_(y, scalar)
-        return node
-
-    @staticmethod
     def backward(ctx, g, g_relu):
-        w, relu, *maps = ctx.saved_tensors
+        relu, = ctx.saved_tensors
         if g_relu is not None:                                             # None: no branch leaves the node
             g_relu = aten.threshold_backward(g_relu, relu, 0)
             g = g_relu if g is None else g_relu.add_(g)
-        g_w = torch.stack([(g * y).sum() for y in maps]) if maps else None
-        return g_w, None, None, *[g] * ctx.n, *(g * scalar for scalar in w.unbind())
+        return None, *[g] * ctx.n

@@ -19,6 +19,7 @@ from fused import (
     PoolNorm,
     Stack,
     WeightedNorm,
+    WeightedSum,
     average_pixels,
     fast_layout,
     normalise,
@@ -151,7 +152,7 @@ class Cell(nn.Module):
         weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
         known = [None] * NODES if moments.nodes is None else moments.nodes.chunk(NODES, dim=1)
         for (groups, rest), known_node in zip(self.nodes, known):
-            parts = [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
+            maps = []
             for b in rest:
                 if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
                     y = dropout(states[b.state], skip_dropout)
@@ -163,8 +164,12 @@ class Cell(nn.Module):
                     y = moments.add([b.op[1]], *PoolNorm.apply(states[b.state], b.primitive[:3], b.stride,
                                                                  *moments.known()))
                     pooled[b.op] = y
-                parts.append(y)
-            node, relu = Node.apply(next(weights), len(groups), known_node, *parts)   # (B, C, H', W')
+                maps.append(y)
+            w = next(weights)
+            # First, so that its backward pass runs last, and its gradients do not wait while the groups' run.
+            parts = [WeightedSum.apply(w, known_node is not None, *maps)] if maps else []
+            parts += [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
+            node, relu = Node.apply(known_node, *parts)                    # (B, C, H', W')
             states.append(node)
             relus.append(relu)
         return tuple(relus[2:] if to_relu else states[2:])

@@ -149,7 +149,7 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
         torch.compiler.reset()                                             # forget the stage before
-        # Per cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
+        # Per shape of a cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
         torch._dynamo.config.recompile_limit = 8 * stage.layers
         for cell in network.cells:
             cell.mix = torch.compile(cell.mix)

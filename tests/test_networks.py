@@ -367,6 +367,16 @@ def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
     assert len(graphs) <= 2
 
 
+def test_supernet_cells_of_one_shape_share_a_graph():
+    graphs, backend = graph_collector()
+    candidates = [["skip_connect", "dil_conv_3x3"]] * 14
+    network = Network(2, 10, 12, candidates, candidates)                   # reduces in cells 4 and 8
+    for i in (2, 3, 5):                                                    # two of one shape, and another
+        network.cells[i].mix = torch.compile(network.cells[i].mix, fullgraph=True, backend=backend)
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert len(graphs) == 2
+
+
 def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout():
     graphs, backend = graph_collector()
     candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14   # two convolutions of one state

@@ -363,7 +363,7 @@ class WeightedSum(Function):
         w, known, *maps = inputs
         ctx.save_for_backward(w, *(maps if ctx.needs_input_grad[0] else ()))
         if known:
-            return w.new_empty((), dtype=maps[0].dtype).expand(maps[0].shape)
+            return maps[0].new_empty(()).expand(maps[0].shape)
         (scalar, *scalars), (y, *others) = w.unbind(), maps
         total = y * scalar
         for y, scalar in zip(others, scalars):

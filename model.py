@@ -94,7 +94,7 @@ class _Body(nn.Module):
                 s1 = F.relu_(s1)                                           # all that takes it begins with a ReLU
             if i == self.auxiliary_cell and self.training and hasattr(self, "auxiliary_head"):
                 logits_aux = self.auxiliary_head(s1)                       # (B, num_classes)
-        return self.classifier(average_pixels(s1)), logits_aux               # (B, num_classes)
+        return self.classifier(average_pixels(s1)), logits_aux             # (B, num_classes)
 
 
 class NetworkCIFAR(_Body):

@@ -255,8 +255,8 @@ def move_statistics(measured: list) -> None:
     norms = [norm for group in norms for norm in group]
     sizes = [norm.num_features for norm in norms]
     var = torch.cat(invstds).pow(-2) - EPS
-    unbiased = var.new_tensor([N / max(N - 1, 1) for N in pixels])
-    var *= unbiased.repeat_interleave(torch.tensor([mean.numel() for mean in means], device=var.device))
+    unbiased = [N / max(N - 1, 1) for N in pixels]
+    torch._foreach_mul_(var.split([invstd.numel() for invstd in invstds]), unbiased)
     torch._foreach_lerp_([norm.running_mean for norm in norms], torch.cat(means).split(sizes), MOMENTUM)
     torch._foreach_lerp_([norm.running_var for norm in norms], var.split(sizes), MOMENTUM)
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)

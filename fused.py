@@ -220,7 +220,7 @@ class NormReLUDepthwise(Function):
         keep_y = mean is None or not wants_weight
         y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1))
         z, mean, invstd = normalise(y, mean, invstd)
-        y = y if keep_y else None
+        y = y if keep_y else None                                          # frees it before the next convolution
         ctx.save_for_backward(d if wants_weight else None, y, weight, kernel, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -274,7 +274,7 @@ class WeightedNorm(Function):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
         y = F.conv2d(d, weight, groups=n) if wants_weight else d           # else y was kept; of d only the shape counts
-        g = g if g.size(0) == d.size(0) else Interleave.forward(ctx, g)
+        g = g if g.size(0) == d.size(0) else Interleave.apply(g)
         g, g_scale = normalise_backward(side_by_side([g] * n), y, scale, mean, invstd, ctx.needs_input_grad[1])
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_scale, g_weight, None, None, None

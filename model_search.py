@@ -36,7 +36,7 @@ class Branch(NamedTuple):
     state: int
     stride: int
     op: nn.Module
-    layers: list[nn.Module]                                                # of a convolution's op
+    layers: list[nn.Module]                                                # of a convolution, else empty
     index: int                                                             # of its mixing weight among all 14 * K
 
 
@@ -106,7 +106,7 @@ class Cell(nn.Module):
                     if primitive != "none":
                         branches.append(Branch(primitive, state, stride, op, layers, edge * len(primitives) + o))
             self.nodes.append((group_convolutions(branches, side_by_side),
-                               [b for b in branches if "conv" not in b.primitive]))
+                               [b for b in branches if not b.layers]))
         self.groups = [group for groups, _ in self.nodes for group in groups]
         self.register_buffer("kernel_order", channel_order(self.layers(1)), persistent=False)
         order = [b.index for group in self.groups for b in group] + [b.index for _, rest in self.nodes for b in rest]
@@ -139,8 +139,9 @@ class Cell(nn.Module):
 
     def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments,
             to_relu: bool = True) -> tuple[Tensor, ...]:
-        """The 4 nodes, branches side by side, after the ReLU that s0 and s1 are used through; they too, if asked.
+        """The same 4 nodes, (B, C, H', W') each, branches side by side, before they are concatenated.
 
+        s0, s1: after the ReLU that they are used through; so are the nodes, if asked.
         weights: in `weight_order`. Leaves the running statistics alone.
         """
         moments.position = 0
@@ -189,7 +190,7 @@ class Cell(nn.Module):
 def group_convolutions(branches: list[Branch], limit: int) -> list[list[Branch]]:
     """The convolutions among a node's branches, in even groups of one kind and stride, small kernels first."""
     groups = []
-    convolutions = [b for b in branches if "conv" in b.primitive]
+    convolutions = [b for b in branches if b.layers]
     for kind, stride in sorted({(b.primitive[:3], b.stride) for b in convolutions}):
         same = [b for b in convolutions if b.primitive.startswith(kind) and b.stride == stride]
         same.sort(key=lambda b: b.primitive)
@@ -255,7 +256,7 @@ def move_statistics(measured: list) -> None:
     norms = [norm for group in norms for norm in group]
     sizes = [norm.num_features for norm in norms]
     var = torch.cat(invstds).pow(-2) - EPS
-    unbiased = [N / max(N - 1, 1) for N in pixels]
+    unbiased = [N / max(N - 1, 1) for N in pixels]                         # as the running variance is
     torch._foreach_mul_(var.split([invstd.numel() for invstd in invstds]), unbiased)
     torch._foreach_lerp_([norm.running_mean for norm in norms], torch.cat(means).split(sizes), MOMENTUM)
     torch._foreach_lerp_([norm.running_var for norm in norms], var.split(sizes), MOMENTUM)

@@ -45,11 +45,13 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head."))
 
 
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
 @pytest.mark.parametrize("num_candidates, layers", [(8, 5), (5, 5), (3, 6)])
-def test_supernet_reproduces_the_vectors(golden, num_candidates, layers):
+def test_supernet_reproduces_the_vectors(golden, num_candidates, layers, grad_checkpoint):
     vectors = golden(f"supernet_{num_candidates}ops.npz")
     candidates = json.loads(str(vectors["candidates"]))
     network = load_state(Network(4, 10, layers, candidates["normal"], candidates["reduce"]), vectors)
+    network.grad_checkpoint = grad_checkpoint
     images, target = torch.from_numpy(vectors["input"]).double(), torch.from_numpy(vectors["target"])
     logits = network(images)
     loss = F.cross_entropy(logits, target)
@@ -201,6 +203,50 @@ def skip_network(layers: int, normal_skips: list[int], reduce_skips: list[int], 
         for alphas, skips in ((network.alphas_normal, normal_skips), (network.alphas_reduce, reduce_skips)):
             alphas.copy_(torch.tensor([[-1000, 1000] if edge in skips else [1000, -1000] for edge in range(14)]))
     return network
+
+
+def by_definition(network: Network, images: torch.Tensor) -> torch.Tensor:
+    """The logits by Cell.forward and the modules' own forward, candidate by candidate."""
+    weights = [F.softmax(alphas, dim=-1) for alphas in (network.alphas_normal, network.alphas_reduce)]
+    s0 = s1 = network.stem(images)
+    for cell, reduction in zip(network.cells, network.reductions):
+        s0, s1 = s1, cell(s0, s1, weights[reduction])
+    return network.classifier(s1.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("trained", ["alphas", "weights", "both"])
+@pytest.mark.parametrize("height, width", [(16, 16), (12, 20), (15, 8), (8, 8)])
+def test_training_computes_what_the_cells_define(height, width, trained, grad_checkpoint):
+    torch.manual_seed(0)
+    network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14).double()   # reduces in cells 1 and 2
+    for name, p in network.named_parameters():
+        p.requires_grad_(trained == "both" or name.startswith("alphas") == (trained == "alphas"))
+    images, results = torch.randn(4, 3, height, width, dtype=torch.float64), []
+    for forward in (by_definition, Network.__call__):
+        same = copy.deepcopy(network)
+        same.grad_checkpoint = grad_checkpoint
+        logits = forward(same, images)
+        logits.square().sum().backward()
+        # Only the pools differ: edges share them, so that by definition their statistics move several times.
+        variances = [b for name, b in same.named_buffers() if name.endswith("running_var") and ".op." in name]
+        results.append([logits, *(p.grad for p in same.parameters() if p.requires_grad), *variances])
+    assert len(results[0]) == len(results[1])
+    for actual, expected in zip(results[1], results[0]):
+        assert_equals_vector(actual, expected.detach())
+
+
+def test_a_recomputed_cell_drops_the_same_values_and_moves_its_statistics_once():
+    results = []
+    for grad_checkpoint in (False, True):
+        torch.manual_seed(0)
+        network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.5).double()
+        network.grad_checkpoint = grad_checkpoint
+        network(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+        results.append([*(p.grad for p in network.parameters()), *network.buffers()])
+        assert {int(b) for name, b in network.named_buffers() if name.endswith("tracked")} == {1}
+    for actual, expected in zip(results[1], results[0]):
+        assert_equals_vector(actual, expected)
 
 
 def test_none_contributes_exactly_zero():

@@ -146,12 +146,14 @@ utils.stop_if_asked = stop_if_asked
 """
 
 
-@pytest.mark.parametrize("script, steps", [(SEARCH, 2), (CIFAR, 6)])
-def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(script, steps, data, run_as, tmp_path):
-    options = [*OPTIONS[script], *data, "--batch_size", 4, "--epochs", 3]
+@pytest.mark.parametrize("script, steps, every, also", [
+    (SEARCH, 2, 5, []), (SEARCH, 2, 13, ["--grad_checkpoint", "--amp", "bf16"]), (CIFAR, 6, 5, [])])
+def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
+        script, steps, every, also, data, run_as, tmp_path):
+    options = [*OPTIONS[script], *data, "--batch_size", 4, "--epochs", 3, *also]
     expected = kill_loop.undisturbed(script, options, tmp_path / "undisturbed")
     where, stops = [*options, "--save", tmp_path / "stopped"], []
-    while (outcome := run_as(STOPS_AT, [5], script, *where)).code:
+    while (outcome := run_as(STOPS_AT, [every], script, *where)).code:
         assert outcome.code == 128 + signal.SIGTERM, outcome
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)

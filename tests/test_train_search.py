@@ -148,12 +148,14 @@ def assert_equals_vector(actual, expected):
     torch.testing.assert_close(torch.as_tensor(actual).detach(), expected, rtol=1e-8, atol=1e-8 * largest)
 
 
-def test_four_bilevel_steps_reproduce_the_vectors(golden):
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+def test_four_bilevel_steps_reproduce_the_vectors(golden, grad_checkpoint):
     vectors = golden("bilevel_5ops.npz")
     candidates = json.loads(str(vectors["candidates"]))
     network = Network(4, 10, 5, candidates["normal"], candidates["reduce"]).double()
     network.load_state_dict({key.removeprefix("state/"): torch.from_numpy(vectors[key])
                              for key in vectors.files if key.startswith("state/")})
+    network.grad_checkpoint = grad_checkpoint
     architect = Architect(network, 6e-4, 1e-3, 5.0)
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
     optimizer = torch.optim.SGD(weights, float(vectors["learning_rate"]), 0.9, weight_decay=3e-4)

@@ -16,20 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from search_step import dispatches, kept_bytes, peak_bytes, seconds
+from search_step import dispatches, file_to_write, kept_bytes, peak_bytes, seconds, write_json
 
 import genotypes
+import utils
 from model import NetworkCIFAR
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_args_parser() -> utils.Parser:
+    parser = utils.Parser(__doc__)
     parser.add_argument("--arch", default="PDARTS")
-    parser.add_argument("--init_channels", type=int, default=36)
-    parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each step, after one that is not")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--init_channels", type=utils.number(int, 2), default=36)
+    parser.add_argument("--layers", type=utils.number(int, 1), default=20)
+    parser.add_argument("--batch_size", type=utils.number(int, 2), default=8)
+    parser.add_argument("--repeats", type=utils.number(int, 1), default=5, help="timed runs, after one that is not")
+    parser.add_argument("--threads", type=utils.number(int, 1), default=2, help="of the CPU")
+    parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
 
@@ -100,14 +102,19 @@ def main(args: argparse.Namespace) -> None:
                 times[name].append(elapsed)
     print(f"{args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
           f"torch {torch.__version__}, {args.threads} CPU thread(s), median of {args.repeats}")
-    rows = {name: (statistics.median(times[name]), kept_bytes(models[name], images, "weight") / args.batch_size / 1e6,
-                   peak_bytes(steps[name], images, target) / args.batch_size / 1e6,
-                   dispatches(steps[name], images, target)) for name in models}
-    for name, (s, kept, peak, count) in rows.items():
-        plain = rows["plain"]
-        print(f"{name:6} {s:6.2f} s ({plain[0] / s:.2f}x)   kept {kept:6.1f} MB/image ({kept / plain[1]:.2f})   "
-              f"peak {peak:6.1f} MB/image ({peak / plain[2]:.2f})   {count} dispatches ({count / plain[3]:.2f})")
+    rows = {name: {"seconds": statistics.median(times[name]),
+                   "kept": kept_bytes(models[name], images, "weight") / args.batch_size,
+                   "peak": peak_bytes(steps[name], images, target) / args.batch_size,
+                   "dispatches": dispatches(steps[name], images, target)} for name in models}
+    plain = rows["plain"]
+    for name, row in rows.items():
+        share = {key: row[key] / plain[key] for key in row}
+        print(f"{name:6} {row['seconds']:6.2f} s ({1 / share['seconds']:.2f}x)   "
+              f"kept {row['kept'] / 1e6:6.1f} MB/image ({share['kept']:.2f})   "
+              f"peak {row['peak'] / 1e6:6.1f} MB/image ({share['peak']:.2f})   "
+              f"{row['dispatches']} dispatches ({share['dispatches']:.2f})")
+    write_json(args, rows)
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    utils.run(main, get_args_parser().parse_args)

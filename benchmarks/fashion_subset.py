@@ -5,7 +5,6 @@
 The first images of each class are taken, as many of every class, in stored order. Fashion-MNIST itself is looked for in
 ./data and where Debian's package dataset-fashion-mnist puts it, and downloaded to ./data otherwise.
 """
-import argparse
 import struct
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data
+import utils
 
 
 def first_of_each_class(target: torch.Tensor, n: int) -> list[int]:
@@ -28,13 +28,16 @@ def write_idx(path: Path, values: torch.Tensor) -> None:
     path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_args_parser() -> utils.Parser:
+    parser = utils.Parser(__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train", type=int, default=6000)
-    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--train", type=utils.number(int, 10), default=6000)
+    parser.add_argument("--test", type=utils.number(int, 10), default=2000)
     parser.add_argument("--tree", action="store_true", help="PNG images in train/CLASS and val/CLASS")
-    args = parser.parse_args()
+    return parser
+
+
+def main(args) -> None:
     full = data.load("fashion_mnist", "data", image_size=28)
     for split, name, n in (("train", "train", args.train), ("test", "t10k", args.test)):
         images, target = getattr(full, f"{split}_images"), getattr(full, f"{split}_target")
@@ -51,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    utils.run(main, get_args_parser().parse_args)

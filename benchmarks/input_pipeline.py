@@ -13,7 +13,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from search_step import file_to_write, write_json
+
 import data
+import utils
 
 BATCH, CUTOUT, REPEATS = 96, 16, 9
 
@@ -26,7 +29,13 @@ def cutout(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-def main() -> None:
+def get_args_parser() -> utils.Parser:
+    parser = utils.Parser(__doc__)
+    parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
+    return parser
+
+
+def main(args) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     mean, std = data.CIFAR_STATS["cifar10"]
@@ -49,7 +58,8 @@ def main() -> None:
     for name, values in rates.items():
         print(f"{name:12} {statistics.median(values):9.0f} images/s (median of {REPEATS})")
     print(f"ratio        {ratio:9.1f} x")
+    write_json(args, {"images_per_second": rates, "ratio": ratio})
 
 
 if __name__ == "__main__":
-    main()
+    utils.run(main, get_args_parser().parse_args)

@@ -24,6 +24,7 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import utils
 from architect import Architect
 from genotypes import PRIMITIVES
 from model_search import Network
@@ -32,18 +33,32 @@ from train_search import weight_step
 STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}                               # cells, candidates per edge
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def file_to_write(text: str) -> Path:
+    """The type of --json: a missing folder is said now, not when all is measured."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder, make it first")
+    return path
+
+
+def write_json(args: argparse.Namespace, results: dict | list) -> None:
+    if args.json:
+        record = {"args": vars(args), "torch": torch.__version__, "results": results}
+        args.json.write_text(json.dumps(record, indent=1, default=str))
+
+
+def get_args_parser() -> utils.Parser:
+    parser = utils.Parser(__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
-    parser.add_argument("--channels", type=int, default=16, help="initial channels")
-    parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=None, help="default: 16 on a CPU, 96 on a GPU")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each step, after one that is not")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of the candidates, weights and images")
+    parser.add_argument("--channels", type=utils.number(int, 2), default=16, help="initial channels")
+    parser.add_argument("--image_size", type=utils.number(int, 4), default=32)
+    parser.add_argument("--batch_size", type=utils.number(int, 2), help="default: 16 on a CPU, 96 on a GPU")
+    parser.add_argument("--repeats", type=utils.number(int, 1), default=5, help="timed runs, after one that is not")
+    parser.add_argument("--threads", type=utils.number(int, 1), default=1, help="of the CPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the candidates, weights and images")
     parser.add_argument("--growth", action="store_true", help="measure the growth table instead")
-    parser.add_argument("--json", default="", help="write all numbers to this file")
+    parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
 
@@ -284,7 +299,8 @@ def growth(args: argparse.Namespace) -> list[dict]:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    args.batch_size = args.batch_size or (96 if args.device.startswith("cuda") else 16)
+    utils.pick_device(args.device, deterministic=False)                    # says so where it can't be used
+    args.batch_size = args.batch_size or (96 if args.device == "cuda" else 16)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), batch {args.batch_size}, "
           f"{args.channels} channels, {args.image_size}x{args.image_size}, median of {args.repeats}")
     if args.growth:
@@ -296,10 +312,8 @@ def main(args: argparse.Namespace) -> None:
             print_stage(stage, results[stage])
             sys.stdout.flush()
         print_memory(results)
-    if args.json:
-        record = {"args": vars(args), "torch": torch.__version__, "results": results}
-        Path(args.json).write_text(json.dumps(record, indent=1))
+    write_json(args, results)
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    utils.run(main, get_args_parser().parse_args)

@@ -20,13 +20,13 @@ class Architect:
         """One alpha update on a batch (B, 3, H, W), (B,) of the validation half -> loss ()."""
         weights = [p for p in self.model.parameters() if p.requires_grad and all(p is not a for a in self.alphas)]
         for weight in weights:
-            weight.requires_grad_(False)                                   # their gradients would be thrown away
+            weight.requires_grad_(False)  # their gradients would be thrown away
         loss = F.cross_entropy(self.model(images), target)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         for weight in weights:
             weight.requires_grad_(True)
-        if dist.is_initialized():                                          # all ranks must hold the same alphas
+        if dist.is_initialized():  # all ranks must hold the same alphas
             for alpha in self.alphas:
                 dist.all_reduce(alpha.grad)
                 alpha.grad /= dist.get_world_size()

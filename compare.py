@@ -19,7 +19,7 @@ FIELDS = ["run", "state", "data", "seed", "hours", "device", "genotype", "skips"
           "setting", "n", "runs", "seeds", "unfinished", "last_error", "last_accuracy", "last_std", "best_error",
           "best_accuracy", "best_std"]
 NOTHING = "–"
-MAIN = ["dataset", "epochs", "init_channels", "layers"]                    # settings that are always shown
+MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that are always shown
 
 
 # ---- runs

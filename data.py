@@ -18,21 +18,21 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
-DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"   # of the package dataset-fashion-mnist
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of the package dataset-fashion-mnist
 CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
                "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
 
 
 class DataSet(NamedTuple):
-    train_images: Tensor   # (N, C, H, W) uint8 on the CPU, C = 3, or 1 for grey
-    train_target: Tensor   # (N,) int64
+    train_images: Tensor  # (N, C, H, W) uint8 on the CPU, C = 3, or 1 for grey
+    train_target: Tensor  # (N,) int64
     test_images: Tensor
     test_target: Tensor
     classes: list[str]
-    mean: tuple[float, ...]   # per channel, of pixels in [0, 1]
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
-    flip: bool   # does a mirror image keep its label?
+    flip: bool  # does a mirror image keep its label?
 
 
 class ImageError(ValueError):
@@ -73,7 +73,7 @@ def read_digits():
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
     from sklearn.model_selection import train_test_split
     digits = load_digits()
-    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]   # (N, 1, 8, 8), from 0..16
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (N, 1, 8, 8), from 0..16
     target = torch.from_numpy(digits.target).long()
     # Fixed, and shuffled: the file is in the order of the writers, who belong in both halves of the search.
     train, test = train_test_split(np.arange(len(target)), test_size=500, stratify=digits.target, random_state=0)
@@ -83,7 +83,7 @@ def read_digits():
 def read_torchvision(name: str, root: str):
     if name == "svhn":
         train, test = (download("SVHN", root, f"{split}_32x32.mat", split=split) for split in ("train", "test"))
-        parts = train.data, train.labels, test.data, test.labels                                 # (N, C, H, W)
+        parts = train.data, train.labels, test.data, test.labels  # (N, C, H, W)
         return *map(torch.as_tensor, parts), map(str, range(10))
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     train, test = (download(name.upper(), root, f"{folder}/", train=flag) for flag in (True, False))
@@ -94,10 +94,10 @@ def read_torchvision(name: str, root: str):
 def download(cls: str, root: str, files: str, **split):
     """Open a torchvision data set, downloading it if need be; OSError says which files were expected where."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)   # a machine without internet should hear so soon
+    socket.setdefaulttimeout(10)  # a machine without internet should hear so soon
     try:
         return getattr(torchvision.datasets, cls)(root, download=True, **split)
-    except Exception as error:   # OSError, RuntimeError, UnpicklingError, ..., some over several lines
+    except Exception as error:  # OSError, RuntimeError, UnpicklingError, ..., some over several lines
         reason = " ".join(str(error).split())[:200]
         raise OSError(f"{cls}: {Path(root, files)} is missing or damaged, and downloading it failed ({reason}): "
                       "put it there, or name the folder that holds it") from error
@@ -109,7 +109,7 @@ def read_fashion_mnist(root: str):
     """Read four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
     names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     for folder in (Path(root, "FashionMNIST/raw"), Path(root), Path(DEBIAN_FASHION_MNIST)):
-        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]   # plain comes before .gz
+        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]  # plain comes before .gz
         if len(paths) == 4:
             train, train_target, test, test_target = map(read_idx, paths)
             classes = torchvision.datasets.FashionMNIST.classes
@@ -125,7 +125,7 @@ def read_idx(path: Path) -> Tensor:
             content = file.read()
         shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
         return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape))
-    except Exception as error:   # gzip.BadGzipFile, zlib.error, EOFError, ValueError, IndexError
+    except Exception as error:  # gzip.BadGzipFile, zlib.error, EOFError, ValueError, IndexError
         raise ValueError(f"cannot read {path} ({error}): replace the file") from error
 
 
@@ -165,7 +165,7 @@ def read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:   # Pillow raises OSError, SyntaxError, ValueError, ..., by file format
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ..., by file format
         raise ImageError(f"cannot read image {path}: replace or remove the file") from error
 
 
@@ -193,7 +193,7 @@ def normalise(images: Tensor, dataset: DataSet) -> Tensor:
 
 def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
     """Copy `flat[s:s + length]` for each s of `start` into a (B, length) tensor."""
-    if flat.device.type == "cpu":   # one memcpy per window, far faster than a gather; MPS would build the whole view
+    if flat.device.type == "cpu":  # one memcpy per window, far faster than a gather; MPS would build the whole view
         return flat.unfold(0, length, 1).index_select(0, start)
     return flat[start[:, None] + torch.arange(length, device=start.device)]
 
@@ -216,20 +216,20 @@ class Batches:
         if not self.steps:
             raise ValueError(f"{len(images)} images are too few to train on, with {world_size} process(es): add images")
         self.channels, self.size = images.shape[1], images.shape[-1]
-        self.pad = self.size // 8   # 4 at 32x32
+        self.pad = self.size // 8  # 4 at 32x32
         # Zeros above and left of a channel are enough: in flat memory they also follow the row, or the channel, before.
         # So every crop starts a run of this memory, `pitch` to the row; the tail lets the last image's crops run over.
         self.pitch = self.size + self.pad
         flat = F.pad(images.to(device), (self.pad, 0, self.pad, 0)).flatten()
         self.flat, self.target = F.pad(flat, (0, 2 * self.pad * (self.pitch + 1))), target.to(device)
-        self.generator = torch.Generator().manual_seed(seed)   # on the CPU: the same numbers for every device
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers for every device
         self.order, self.position = torch.arange(len(images)), self.steps
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self):
-        yield self.next()   # of a fresh shuffle, where none has begun
+        yield self.next()  # of a fresh shuffle, where none has begun
         while self.position < self.steps:
             yield self.next()
 
@@ -252,16 +252,16 @@ class Batches:
         """Crop, flip, normalise and cut out, for all images at once, as `draws` (6, B) says."""
         index, top, left, flip, row, column = draws.to(self.device)
         B, C, S, P = len(index), self.channels, self.size, self.pitch
-        x = windows(self.flat, index * (C * P * P) + top * P + left, C * P * P)       # (B, C*P*P) uint8
-        x = x.view(B, C, P, P)[:, :, :S, :S]                                          # (B, C, H, W)
-        if self.dataset.flip:   # picking whole images from plain and mirrored ones is 5 times as fast as torch.where
+        x = windows(self.flat, index * (C * P * P) + top * P + left, C * P * P)  # (B, C*P*P) uint8
+        x = x.view(B, C, P, P)[:, :, :S, :S]  # (B, C, H, W)
+        if self.dataset.flip:  # picking whole images from plain and mirrored ones is 5 times as fast as torch.where
             x = torch.cat([x, x.flip(3)]).index_select(0, torch.arange(B, device=x.device) + B * flip)
-        x = normalise(x, self.dataset)                                                # float32
-        if self.cutout:   # the published square: from centre - L // 2 up to, not including, centre + L // 2
+        x = normalise(x, self.dataset)  # float32
+        if self.cutout:  # the published square: from centre - L // 2 up to, not including, centre + L // 2
             at, half = torch.arange(S, device=x.device), self.cutout // 2
-            rows, columns = ((at >= c[:, None] - half) & (at < c[:, None] + half) for c in (row, column))   # (B, S)
+            rows, columns = ((at >= c[:, None] - half) & (at < c[:, None] + half) for c in (row, column))  # (B, S)
             x.mul_((~(rows[:, None, :, None] & columns[:, None, None, :])).float())
-        return x.expand(-1, 3, -1, -1), self.target.index_select(0, index)            # grey: 3 equal channels
+        return x.expand(-1, 3, -1, -1), self.target.index_select(0, index)  # grey: 3 equal channels
 
     def state_dict(self) -> dict:
         return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
@@ -288,9 +288,9 @@ class SeededFolder(ImageFolder):
     seed = 0
 
     def __getitem__(self, key: tuple[int, int]):
-        with torch.random.fork_rng(devices=[]):   # without workers, the network's generator must not notice
+        with torch.random.fork_rng(devices=[]):  # without workers, the network's generator must not notice
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(seed[0]))   # torch.manual_seed would also seed the GPU
+            torch.default_generator.manual_seed(int(seed[0]))  # torch.manual_seed would also seed the GPU
             return super().__getitem__(key[1])
 
 
@@ -311,7 +311,7 @@ def outlive_signals(worker: int):
         os._exit(0)
 
     signals = {signal.SIGINT, signal.SIGTERM}
-    if hasattr(signal, "sigwaitinfo"):   # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()
 

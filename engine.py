@@ -35,8 +35,8 @@ class Meter:
 
     def __init__(self, label: str, steps: int | None, report_freq: int):
         self.label, self.total, self.report_freq = label, steps, report_freq
-        self.unread: list[Tensor] = []                                     # one (loss * B, top-1, top-5 hits) a step
-        self.sums = [0.0, 0.0, 0.0]                                        # of the steps that were read
+        self.unread: list[Tensor] = []  # one (loss * B, top-1, top-5 hits) a step
+        self.sums = [0.0, 0.0, 0.0]  # of the steps that were read
         self.images = self.steps = 0
         self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
         self.bar = tqdm(total=steps, desc=label, leave=False, disable=utils.rank() > 0 or not sys.stderr.isatty())
@@ -47,7 +47,7 @@ class Meter:
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """Count a step: loss () is the mean over a batch with logits (B, num_classes), target (B,)."""
-        hits = logits.topk(min(5, logits.size(1)))[1] == target[:, None]   # (B, 5)
+        hits = logits.topk(min(5, logits.size(1)))[1] == target[:, None]  # (B, 5)
         self.unread.append(torch.stack([loss * target.numel(), hits[:, 0].sum(), hits.sum()]))
         self.images += target.numel()
         self.steps += 1
@@ -64,13 +64,13 @@ class Meter:
             utils.stop_if_asked()
 
     def _read(self) -> None:
-        rows = torch.stack(self.unread)                                    # (steps, 3)
+        rows = torch.stack(self.unread)  # (steps, 3)
         bad = (~rows[:, 0].isfinite()).nonzero().flatten().tolist()
         if bad:
             step = self.steps - len(rows) + bad[0] + 1
             raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
                              "--amp off; the last checkpoint is kept")
-        for row in rows.tolist():                                          # one by one: when they are read is all one
+        for row in rows.tolist():  # one by one: when they are read is all one
             self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
         self.unread = []
 
@@ -81,7 +81,7 @@ class Meter:
         loss, top1, top5, images = state["sums"]
         self.timing = {"seconds": state["seconds"], "images_per_second": images / (state["seconds"] - compiling)}
         if compiling > 0:
-            self.timing["compile_seconds"] = compiling                     # of the seconds
+            self.timing["compile_seconds"] = compiling  # of the seconds
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def state_dict(self) -> dict:
@@ -93,7 +93,7 @@ class Meter:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there."""
-        if utils.rank() == 0:                                              # it counts for all
+        if utils.rank() == 0:  # it counts for all
             *self.sums, self.images = state["sums"]
         self.steps = state["steps"]
         self.start -= state["seconds"]
@@ -136,7 +136,7 @@ def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, 
     utils.share_rank0(network)
     scaler = utils.set_precision(network, device, args.amp)
     if args.compile:
-        network.compile()                                                  # in place: state_dict keys stay
+        network.compile()  # in place: state_dict keys stay
     if utils.world_size() == 1:
         return network, scaler
     # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient.
@@ -163,7 +163,7 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
         utils.clipped_step(optimizer, scaler, args.grad_clip)
         meter.update(loss.detach(), logits.detach(), target)
     loss, top1, _ = meter.finish()
-    utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
+    utils.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
     return {"train_loss": loss, "train_acc": top1, **meter.timing, "peak_memory_mb": utils.peak_memory_mb(device)}
 
 
@@ -196,7 +196,7 @@ def restore(run_dir: Path, kind: str, parts: dict) -> dict:
         if name in state:
             utils.load_part(name, part, state.pop(name))
     if utils.rank() == 0 and state["metrics"]:
-        utils.write_metrics(run_dir, state["metrics"])                     # a kill may have come before it
+        utils.write_metrics(run_dir, state["metrics"])  # a kill may have come before it
     return state
 
 
@@ -225,7 +225,7 @@ def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, flo
     for images, target in batches:
         logits = network(images.to(device, non_blocking=True))
         target = target.to(device, non_blocking=True)
-        logits = logits[0] if isinstance(logits, tuple) else logits        # an evaluation network: (logits, None)
+        logits = logits[0] if isinstance(logits, tuple) else logits  # an evaluation network: (logits, None)
         meter.update(F.cross_entropy(logits, target), logits, target)
     network.train()
     return meter.finish()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-EPS, MOMENTUM = 1e-5, 0.1                                                  # those of nn.BatchNorm2d
+EPS, MOMENTUM = 1e-5, 0.1  # those of nn.BatchNorm2d
 aten = torch.ops.aten
 
 
@@ -89,11 +89,11 @@ def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     """
     B, C, H, W = x.shape
     rows = 2
-    if H < 5:                                                              # fast only on maps as tall as the kernel
+    if H < 5:  # fast only on maps as tall as the kernel
         x, rows = F.pad(x, (0, 0, 2, 2)), 0
     g, x = (m.contiguous(memory_format=torch.channels_last) for m in (g, x))
     pairs = (m.as_strided((B, 2 * C, m.size(2), W // 2), (m.size(2) * W * C, 1, W * C, 2 * C)) for m in (g, x))
-    narrow, mask = kernel.new_empty(2 * C, 1, 5, 3), (False, True)         # its shape is all that counts here
+    narrow, mask = kernel.new_empty(2 * C, 1, 5, 3), (False, True)  # its shape is all that counts here
     _, near = conv_backward(g, x, narrow[:C], 1, [rows, 1], 1, C, mask)
     _, far = conv_backward(*pairs, narrow, 1, [rows, 1], 1, 2 * C, mask)
     one, two, three = near.unbind(-1)
@@ -123,7 +123,7 @@ class Deinterleave(Function):
     def forward(ctx, x):
         B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
         x = x.contiguous(memory_format=torch.channels_last)
-        size = H * W * C // 4                                              # of one of the four images
+        size = H * W * C // 4  # of one of the four images
         x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
         return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
 
@@ -178,7 +178,7 @@ class Depthwise(Function):
     @staticmethod
     def forward(ctx, *inputs):
         kernel, stride, dilation, which, *states = inputs
-        x = side_by_side([states[i] for i in which])                       # (B, nC, H, W)
+        x = side_by_side([states[i] for i in which])  # (B, nC, H, W)
         ctx.save_for_backward(kernel, *states)
         ctx.stride, ctx.dilation, ctx.which = stride, dilation, which
         return depthwise(x, kernel, stride, dilation)
@@ -220,7 +220,7 @@ class NormReLUDepthwise(Function):
         keep_y = mean is None or not wants_weight
         y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1))
         z, mean, invstd = normalise(y, mean, invstd)
-        y = y if keep_y else None                                          # frees it before the next convolution
+        y = y if keep_y else None  # frees it before the next convolution
         ctx.save_for_backward(d if wants_weight else None, y, weight, kernel, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
@@ -233,10 +233,10 @@ class NormReLUDepthwise(Function):
         y = F.conv2d(d, weight, groups=n) if y is None else y
         z = normalise(y, mean, invstd)[0].relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
-        aten.threshold_backward.grad_input(g, z, 0, grad_input=g)          # in place: the peak of memory is here
+        aten.threshold_backward.grad_input(g, z, 0, grad_input=g)  # in place: the peak of memory is here
         del z
         g, _ = normalise_backward(g, y, None, mean, invstd)
-        d = d if wants_weight else y                                       # only its shape counts then
+        d = d if wants_weight else y  # only its shape counts then
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
         return g_d, g_weight, g_kernel, None, None
 
@@ -273,7 +273,7 @@ class WeightedNorm(Function):
     def backward(ctx, g, *_):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
-        y = F.conv2d(d, weight, groups=n) if wants_weight else d           # else y was kept; of d only the shape counts
+        y = F.conv2d(d, weight, groups=n) if wants_weight else d  # else y was kept; of d only the shape counts
         g = g if g.size(0) == d.size(0) else Interleave.apply(g)
         g, g_scale = normalise_backward(side_by_side([g] * n), y, scale, mean, invstd, ctx.needs_input_grad[1])
         g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
@@ -287,7 +287,7 @@ class PointwiseNorm(Function):
     def forward(ctx, x, weight, scale, shift, running_mean, running_var):
         y = F.conv2d(x, weight)
         z, mean, invstd = torch.native_batch_norm(y, scale, shift, running_mean, running_var, True, MOMENTUM, EPS)
-        narrows = weight.size(0) < weight.size(1)                          # small to keep, much work to repeat
+        narrows = weight.size(0) < weight.size(1)  # small to keep, much work to repeat
         ctx.save_for_backward(x, y if narrows else None, weight, scale, mean, invstd)
         return z
 
@@ -303,7 +303,7 @@ class PointwiseNorm(Function):
 
 def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """norm(conv(x)) in training, for a 1x1 convolution."""
-    if not norm.training:                                                  # its running statistics are frozen
+    if not norm.training:  # its running statistics are frozen
         return norm(conv(x))
     norm.num_batches_tracked.add_(1)
     return PointwiseNorm.apply(x, conv.weight.to(x.dtype), norm.weight, norm.bias, norm.running_mean, norm.running_var)
@@ -347,7 +347,7 @@ class PoolNorm(Function):
         if y is None:
             y, indices = PoolNorm.pool(x, ctx.kind, ctx.stride)
         else:
-            x = y.new_empty_strided(*ctx.memory)                           # only its shape counts then
+            x = y.new_empty_strided(*ctx.memory)  # only its shape counts then
         g, _ = normalise_backward(g, y, None, mean, invstd)
         window = [3, 3], [ctx.stride] * 2, [1, 1]
         if ctx.kind == "max":
@@ -398,7 +398,7 @@ class Node(Function):
     @staticmethod
     def backward(ctx, g, g_relu):
         relu, = ctx.saved_tensors
-        if g_relu is not None:                                             # None: no branch leaves the node
+        if g_relu is not None:  # None: no branch leaves the node
             g_relu = aten.threshold_backward(g_relu, relu, 0)
             g = g_relu if g is None else g_relu.add_(g)
         return None, *[g] * ctx.n

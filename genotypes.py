@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-PRIMITIVES = [                                                             # the order of every alpha row
+PRIMITIVES = [  # the order of every alpha row
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
     "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 ]
-OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]             # what an evaluation cell may hold
+OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # what an evaluation cell may hold
 
 
 class Genotype(NamedTuple):
@@ -38,7 +38,7 @@ def load(name_or_path: str) -> Genotype:
             raise ValueError(f"{name_or_path[:60]!r}: the seed must be a whole number, as in random:0")
         return random_genotype(int(seed))
     path = Path(name_or_path)
-    shown = repr(name_or_path[-200:])                                      # one line, whatever it holds
+    shown = repr(name_or_path[-200:])  # one line, whatever it holds
     try:
         if path.is_dir():
             path = path / "genotype.json"
@@ -46,7 +46,7 @@ def load(name_or_path: str) -> Genotype:
                 raise ValueError("no genotype.json in it, name the directory of a finished search")
         if path.is_file():
             return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError, RecursionError) as error:                 # not UTF-8, not JSON, no genotype, ...
+    except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...
         raise ValueError(f"{shown} holds no genotype: {' '.join(str(error).split())}") from None
     upper = {name.upper(): name for name in PUBLISHED}
     near = difflib.get_close_matches(name_or_path.upper(), upper, n=5, cutoff=0.5)

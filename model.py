@@ -24,7 +24,7 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
         states = [_apply(self.preprocess0, s0, s0), _apply(self.preprocess1, s1, s1)]  # (B, C, H, W) each
-        activated = {}                                                     # one ReLU of a state serves all its edges
+        activated = {}  # one ReLU of a state serves all its edges
         for i, (op, source) in enumerate(zip(self._ops, self.sources)):
             x = states[source]
             if self.training and hasattr(op, "after_relu") and source not in activated:
@@ -33,7 +33,7 @@ class Cell(nn.Module):
             if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
                 y = drop_path(y, drop_prob)
             if i % 2 == 0:
-                states.append(y)                                           # a node sums two edges
+                states.append(y)  # a node sums two edges
             else:
                 states[-1] = states[-1] + y
         return torch.cat([states[i] for i in self.concat], dim=1)
@@ -65,7 +65,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(average_pixels(self.features(x)))           # (B, num_classes)
+        return self.classifier(average_pixels(self.features(x)))  # (B, num_classes)
 
 
 class _Body(nn.Module):
@@ -91,10 +91,10 @@ class _Body(nn.Module):
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
             if i + 1 < len(self.cells):
-                s1 = F.relu_(s1)                                           # all that takes it begins with a ReLU
+                s1 = F.relu_(s1)  # all that takes it begins with a ReLU
             if i == self.auxiliary_cell and self.training and hasattr(self, "auxiliary_head"):
-                logits_aux = self.auxiliary_head(s1)                       # (B, num_classes)
-        return self.classifier(average_pixels(s1)), logits_aux             # (B, num_classes)
+                logits_aux = self.auxiliary_head(s1)  # (B, num_classes)
+        return self.classifier(average_pixels(s1)), logits_aux  # (B, num_classes)
 
 
 class NetworkCIFAR(_Body):
@@ -109,7 +109,7 @@ class NetworkCIFAR(_Body):
         self._stack(3 * C, 3 * C, C, num_classes, layers, genotype, False, 3 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = F.relu_(self.stem(fast_layout(images)))                        # (B, 3C, H, W)
+        x = F.relu_(self.stem(fast_layout(images)))  # (B, 3C, H, W)
         return self._head(x, x)
 
 
@@ -136,6 +136,6 @@ class NetworkImageNet(_Body):
         self._stack(C, C, C, num_classes, layers, genotype, True, 2 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0 = F.relu_(self.stem0(fast_layout(images)))                      # (B, C, H/4, W/4)
-        s1 = F.relu_(self.stem1(s0))                                       # (B, C, H/8, W/8)
+        s0 = F.relu_(self.stem0(fast_layout(images)))  # (B, C, H/4, W/4)
+        s1 = F.relu_(self.stem1(s0))  # (B, C, H/8, W/8)
         return self._head(s0, s1)

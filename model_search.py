@@ -27,7 +27,7 @@ from fused import (
 )
 from operations import FactorizedReduce, ReLUConvBN, build, dropout
 
-NODES = 4                                                                  # intermediate nodes: 2+3+4+5 = 14 edges
+NODES = 4  # intermediate nodes: 2+3+4+5 = 14 edges
 
 
 class Branch(NamedTuple):
@@ -36,8 +36,8 @@ class Branch(NamedTuple):
     state: int
     stride: int
     op: nn.Module
-    layers: list[nn.Module]                                                # of a convolution, else empty
-    index: int                                                             # of its mixing weight among all 14 * K
+    layers: list[nn.Module]  # of a convolution, else empty
+    index: int  # of its mixing weight among all 14 * K
 
 
 class Moments:
@@ -93,7 +93,7 @@ class Cell(nn.Module):
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
         self.cell_ops = nn.ModuleList()
-        self.nodes: list[tuple[list[list[Branch]], list[Branch]]] = []     # per node: groups of convolutions, the rest
+        self.nodes: list[tuple[list[list[Branch]], list[Branch]]] = []  # per node: groups of convolutions, the rest
         pools = [{} for _ in range(2 + NODES)]
         for node in range(NODES):
             branches = []
@@ -131,11 +131,11 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """The cell as the paper has it. weights: (14, K)."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]              # (B, C, H, W) each
+        states = [self.preprocess0(s0), self.preprocess1(s1)]  # (B, C, H, W) each
         edges = iter(zip(self.cell_ops, weights))
         for _ in range(NODES):
             states.append(sum(op(state, weight) for state, (op, weight) in zip(list(states), edges)))
-        return torch.cat(states[2:], dim=1)                                # (B, 4C, H', W')
+        return torch.cat(states[2:], dim=1)  # (B, 4C, H', W')
 
     def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float, moments: Moments,
             to_relu: bool = True) -> tuple[Tensor, ...]:
@@ -147,7 +147,7 @@ class Cell(nn.Module):
         moments.position = 0
         states = [moments.add(*project(op, s)) for op, s in ((self.preprocess0, s0), (self.preprocess1, s1))]
         relus = [F.relu(state) for state in states]
-        pooled, undilated = {}, {}                                         # shared, as the ReLUs, by a state's edges
+        pooled, undilated = {}, {}  # shared, as the ReLUs, by a state's edges
         n = sum(map(len, self.groups))
         scales, convolutions = iter(self.scales(weights[:n])), iter(self.stacks(states[0].dtype))
         weights = iter(weights[n:].split([len(rest) for _, rest in self.nodes]))
@@ -155,7 +155,7 @@ class Cell(nn.Module):
         for (groups, rest), known_node in zip(self.nodes, known):
             maps = []
             for b in rest:
-                if isinstance(b.op, nn.Identity):                          # section 3.3: dropout on the identity only
+                if isinstance(b.op, nn.Identity):  # section 3.3: dropout on the identity only
                     y = dropout(states[b.state], skip_dropout)
                 elif isinstance(b.op, FactorizedReduce):
                     y = moments.add(*project(b.op, relus[b.state]))
@@ -170,7 +170,7 @@ class Cell(nn.Module):
             # First, so that its backward pass runs last, and its gradients do not wait while the groups' run.
             parts = [WeightedSum.apply(w, known_node is not None, *maps)] if maps else []
             parts += [mix_group(group, relus, undilated, convolutions, next(scales), moments) for group in groups]
-            node, relu = Node.apply(known_node, *parts)                    # (B, C, H', W')
+            node, relu = Node.apply(known_node, *parts)  # (B, C, H', W')
             states.append(node)
             relus.append(relu)
         return tuple(relus[2:] if to_relu else states[2:])
@@ -183,7 +183,7 @@ class Cell(nn.Module):
         # Reentrant: the first pass builds no graph, so a recomputation may keep other tensors than it would.
         nodes = checkpoint(mix, s0, s1, weights, use_reentrant=True, preserve_rng_state=skip_dropout > 0)
         out = torch.cat(nodes, dim=1)
-        moments.nodes = out.detach()                                       # the next cells keep them anyway
+        moments.nodes = out.detach()  # the next cells keep them anyway
         return out
 
 
@@ -225,13 +225,13 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
             if state not in undilated:
                 undilated[state] = undilate(relus[state], stride)
         states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
-    kernel, pointwise = next(convolutions)                                 # (nC, 1, K, K), (nC, C, 1, 1)
+    kernel, pointwise = next(convolutions)  # (nC, 1, K, K), (nC, C, 1, 1)
     d = Depthwise.apply(crop(kernel, group), stride, dilation, which, *states)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
         d = moments.add([b.layers[half - 1] for b in group],
                         *NormReLUDepthwise.apply(d, pointwise, crop(kernel, group), *moments.known()))
-        pointwise = pointwise_next                                         # d: (B, nC, H', W')
+        pointwise = pointwise_next  # d: (B, nC, H', W')
     B = relus[0].size(0)
     return moments.add([b.layers[-1] for b in group], *WeightedNorm.apply(d, scale, pointwise, B, *moments.known()))
 
@@ -256,7 +256,7 @@ def move_statistics(measured: list) -> None:
     norms = [norm for group in norms for norm in group]
     sizes = [norm.num_features for norm in norms]
     var = torch.cat(invstds).pow(-2) - EPS
-    unbiased = [N / max(N - 1, 1) for N in pixels]                         # as the running variance is
+    unbiased = [N / max(N - 1, 1) for N in pixels]  # as the running variance is
     torch._foreach_mul_(var.split([invstd.numel() for invstd in invstds]), unbiased)
     torch._foreach_lerp_([norm.running_mean for norm in norms], torch.cat(means).split(sizes), MOMENTUM)
     torch._foreach_lerp_([norm.running_var for norm in norms], var.split(sizes), MOMENTUM)
@@ -287,25 +287,25 @@ class Network(nn.Module):
             if reduction:
                 C *= 2
             candidates = reduce if reduction else normal
-            side_by_side = 4 * C // C_first                                # more would overflow the cache
+            side_by_side = 4 * C // C_first  # more would overflow the cache
             self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, candidates, side_by_side))
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.classifier = nn.Linear(C_prev, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         weights = [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]  # (14, K) each
-        s0 = s1 = self.stem(fast_layout(images))           # (B, 3C, H, W)
+        s0 = s1 = self.stem(fast_layout(images))  # (B, 3C, H, W)
         if self.training:
             s1 = self.mix(s1, weights)
         else:
             for cell, reduction in zip(self.cells, self.reductions):
-                s0, s1 = s1, cell(s0, s1, weights[reduction])              # (B, 4C, H, W), H and W halved twice
-        return self.classifier(average_pixels(s1))                         # (B, num_classes)
+                s0, s1 = s1, cell(s0, s1, weights[reduction])  # (B, 4C, H, W), H and W halved twice
+        return self.classifier(average_pixels(s1))  # (B, num_classes)
 
     def mix(self, stem: Tensor, weights: list[Tensor]) -> Tensor:
         """The cells' output in training, (B, 4C, H, W), by `Cell.mix`; moves the running statistics, once."""
-        ordered, measured = {}, []                                         # all cells of a kind have one order
-        s0 = s1 = stem if self.grad_checkpoint else F.relu(stem)           # cells use nothing else of it
+        ordered, measured = {}, []  # all cells of a kind have one order
+        s0 = s1 = stem if self.grad_checkpoint else F.relu(stem)  # cells use nothing else of it
         for cell, reduction in zip(self.cells, self.reductions):
             if reduction not in ordered:
                 ordered[reduction] = weights[reduction].flatten()[cell.weight_order]

@@ -37,7 +37,7 @@ class FactorizedReduce(nn.Module):
     def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)           # on every second pixel: that is stride 2
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)  # on every second pixel: that is stride 2
         self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
@@ -85,7 +85,7 @@ class SepConv(nn.Module):
             nn.Conv2d(C, C, kernel, stride, padding=kernel // 2, groups=C, bias=False),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
-            nn.ReLU(inplace=True),                                         # batch norm keeps its input, not its output
+            nn.ReLU(inplace=True),  # batch norm keeps its input, not its output
             nn.Conv2d(C, C, kernel, padding=kernel // 2, groups=C, bias=False),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
@@ -120,7 +120,7 @@ def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module
         return nn.Identity() if stride == 1 else FactorizedReduce(C, C, affine)
     if primitive == "conv_7x1_1x7":
         return conv_7x1_1x7(C, stride, affine)
-    kind, size = primitive.rsplit("_", 1)                                  # sep_conv_3x3 -> sep_conv, 3x3
+    kind, size = primitive.rsplit("_", 1)  # sep_conv_3x3 -> sep_conv, 3x3
     return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
 
 
@@ -135,5 +135,5 @@ def dropout(x: Tensor, drop_prob: float) -> Tensor:
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
     keep_prob = 1.0 - drop_prob
-    mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob     # bernoulli_ would recompile for each rate
+    mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob  # bernoulli_ would recompile for each rate
     return x * (mask / keep_prob).to(x.dtype)

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from genotypes import Genotype, count_skips
 
 NODES = 4
-EDGES = sum(2 + node for node in range(NODES))                             # 14
-MOST_SKIPS = 8                                                             # two edges at each of the 4 nodes
+EDGES = sum(2 + node for node in range(NODES))  # 14
+MOST_SKIPS = 8  # two edges at each of the 4 nodes
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of the search: its supernet, and what is pruned after it."""
     number: int
-    layers: int                                                            # cells
-    channels: int                                                          # of the first cell
-    num_candidates: int                                                    # operations per edge
-    num_drop: int                                                          # dropped per edge afterwards
-    skip_dropout: float                                                    # initial rate
+    layers: int  # cells
+    channels: int  # of the first cell
+    num_candidates: int  # operations per edge
+    num_drop: int  # dropped per edge afterwards
+    skip_dropout: float  # initial rate
 
 
 def stage_table(layers: int, channels: int, add_layers: list, add_width: list, skip_dropout: list) -> list[Stage]:
@@ -61,7 +61,7 @@ def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) 
 
 def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[tuple[str, int]]:
     """A cell's genes: each edge's most probable candidate but `none`, and each node's two most probable edges."""
-    best = []                                                              # per edge: (operation, its probability)
+    best = []  # per edge: (operation, its probability)
     for names, edge_probs in zip(candidates, probs, strict=True):
         i = max((i for i, name in enumerate(names) if name != "none"), key=lambda i: edge_probs[i])
         best.append((names[i], edge_probs[i]))
@@ -102,7 +102,7 @@ def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[floa
 
 def _skip_edges(genes: list[tuple[str, int]]) -> list[int]:
     """The edge numbers (0 to 13) of the genes that are skip-connects."""
-    first = [sum(2 + n for n in range(node)) for node in range(NODES)]     # 0, 2, 5, 9
+    first = [sum(2 + n for n in range(node)) for node in range(NODES)]  # 0, 2, 5, 9
     return [first[i // 2] + state for i, (op, state) in enumerate(genes) if op == "skip_connect"]
 
 

@@ -67,10 +67,10 @@ def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
     genotype = genotypes.load(utils.arch_of(args))
-    with utils.rank0_first():                                              # one process downloads
+    with utils.rank0_first():  # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
-    if args.auxiliary and image_size < 29:                                 # its 8x8 input is two reductions down
+    if args.auxiliary and image_size < 29:  # its 8x8 input is two reductions down
         raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: leave it out, or "
                          "give --image_size 32")
     utils.seed_everything(args.seed)

@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     args = utils.parse_args(parser, "imagenet")
     if args.tmp_data_dir is None:
         parser.error("--tmp_data_dir is missing: name the folder that holds train/CLASS/* and val/CLASS/*")
-    if args.learning_rate is None:                                         # both published points lie on this line
+    if args.learning_rate is None:  # both published points lie on this line
         B = args.batch_size
         args.learning_rate = 0.1 + 0.4 * (B - 256) / 768 if B > 256 else 0.1 * B / 256
     if args.lr_scheduler == "linear" and args.epochs <= 5:
@@ -73,7 +73,7 @@ def learning_rate(args: argparse.Namespace, epoch: int) -> float:
         scheduled = engine.cosine(high, 0.0, epoch, E)
     elif E - epoch > 5:
         scheduled = high * (E - 5 - epoch) / (E - 5)
-    else:                                                                  # a slower end
+    else:  # a slower end
         scheduled = high * (E - epoch) / (5 * (E - 5))
     return scheduled * (epoch + 1) / 5 if args.batch_size > 256 and epoch < 5 else scheduled
 
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
     genotype = genotypes.load(utils.arch_of(args))
-    if args.auxiliary and args.image_size < 193:                           # its 7x7 input is five halvings down
+    if args.auxiliary and args.image_size < 193:  # its 7x7 input is five halvings down
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
     train_loader, val_loader, classes = data.imagenet_loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, utils.rank(),

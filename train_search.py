@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     parser = get_args_parser()
     args = utils.parse_args(parser, "search")
     utils.choose_dataset(parser, args)
-    args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]               # deviation: published, no flag means none
+    args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: published, no flag means none
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
         make_stages(args)
@@ -94,7 +94,7 @@ def make_stages(args: argparse.Namespace) -> list[Stage]:
 def main(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     utils.init_distributed(device)
-    with utils.rank0_first():                                              # one process downloads
+    with utils.rank0_first():  # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
     train_half, valid_half = data.search_split(dataset, args.train_portion)
     train_batches = make_batches(dataset, *train_half, args, device, seed=utils.derive_seed(args.seed, 0))
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
         "kind": "search", "stage": 1, "epoch": 0, "normal": all_primitives, "reduce": all_primitives, "metrics": [],
         "alphas": {}}
     if utils.rank() == 0 and state["metrics"]:
-        write_history(state, run_dir)                                      # a kill may have come before it
+        write_history(state, run_dir)  # a kill may have come before it
     write_scalars = utils.scalar_writer(args, run_dir, done=len(state["metrics"]))
     for stage in make_stages(args)[state["stage"] - 1:]:
         parts = build_stage(stage, state, len(dataset.classes), train_batches, valid_batches, args, device)
@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
             label = f"stage {stage.number} epoch {epoch}"
             with engine.epoch_meter(label, len(train_batches), args, run_dir, state, stateful(parts)) as meter:
                 record = search_epoch(stage, epoch, parts, meter, args)
-                if epoch >= args.epochs - 4:                               # as published: in a stage's last 4 epochs
+                if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
                     record |= validate(parts.network, dataset, valid_half, record, args, device)
             save_epoch(state, record, parts, run_dir, device)
             write_scalars(len(state["metrics"]) - 1, record)
@@ -148,7 +148,7 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
-        torch.compiler.reset()                                             # forget the stage before
+        torch.compiler.reset()  # forget the stage before
         # Per shape of a cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
         torch._dynamo.config.recompile_limit = 8 * stage.layers
         for cell in network.cells:
@@ -187,7 +187,7 @@ def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, meter: engine
         loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
-    utils.share_rank0(network, buffers_only=True)                          # batch norm statistics differ between ranks
+    utils.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
     engine.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
             "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing}
@@ -198,7 +198,7 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     """One update of the weights on a batch (B, 3, H, W), (B,), the alphas fixed -> loss (), logits (B, num_classes)."""
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     for alpha in (model.alphas_normal, model.alphas_reduce):
-        alpha.requires_grad_(False)                                        # saves what their gradient would need
+        alpha.requires_grad_(False)  # saves what their gradient would need
     logits = model(images)
     loss = F.cross_entropy(logits, target)
     optimizer.zero_grad()
@@ -251,7 +251,7 @@ def write_history(state: dict, run_dir: Path) -> None:
 
 def describe(max_skip: int | None, genotype: Genotype) -> dict:
     """A row of genotypes.json: a cell and its size at the CIFAR evaluation setting."""
-    with torch.device("meta"):                                             # no need of numbers
+    with torch.device("meta"):  # no need of numbers
         network = NetworkCIFAR(36, 10, 20, False, genotype)
     return {"max_skip": max_skip, "skips": count_skips(genotype.normal), "parameters": utils.count_parameters(network),
             "multiply_adds": utils.count_multiply_adds(network, 32), "genotype": genotype._asdict()}
@@ -275,7 +275,7 @@ def report(state: dict, normal_probs: list, reduce_probs: list, run_dir: Path, a
     hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
     kind = "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
-    published = ["--auxiliary", "--cutout"] if image_size >= 29 else []    # smaller ones have no room for them
+    published = ["--auxiliary", "--cutout"] if image_size >= 29 else []  # smaller ones have no room for them
     command = ["python", "train_cifar.py", "--tmp_data_dir", args.tmp_data_dir, "--dataset", args.dataset,
                "--arch", str(run_dir), *published]
     log.info(f"train it: {shlex.join(command)}")

@@ -98,7 +98,7 @@ def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
     if record["kind"] != kind:
         raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: use its own script")
     saved = record["args"]
-    unset = argparse.Namespace(**dict.fromkeys(vars(args)))                # None: not on the command line
+    unset = argparse.Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
     for name, value in vars(parser.parse_args(namespace=unset)).items():
         if value is None:
             setattr(args, name, saved.get(name, getattr(args, name)))
@@ -171,7 +171,7 @@ def run(main, parse) -> None:
 
 
 def _fail(error) -> None:
-    log.debug("traceback of the error below", exc_info=True)               # into log.txt only
+    log.debug("traceback of the error below", exc_info=True)  # into log.txt only
     log.error("error: " + " ".join(str(error).split()))
     sys.exit(1)
 
@@ -183,7 +183,7 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic                     # shapes repeat: let it choose by trying
+    torch.backends.cudnn.benchmark = not deterministic  # shapes repeat: let it choose by trying
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -191,7 +191,7 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
         torch.zeros(1, device=device)
         if device.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError
-    except (RuntimeError, AssertionError):                                 # no such name; torch built without it
+    except (RuntimeError, AssertionError):  # no such name; torch built without it
         raise ValueError(f"--device {name} can't be used here: leave it out, or say cpu") from None
     if device.type == "cuda" and dist.is_torchelastic_launched():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -307,7 +307,7 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
 
     From here on log lines go to its log.txt too, and signals end the run between steps. Raises OSError.
     """
-    box = [None]                                                           # rank 0 decides, the others are told
+    box = [None]  # rank 0 decides, the others are told
     if rank() == 0:
         box[0] = args.resume or _restarted_run(Path(args.save), kind) or _new_run(Path(args.save), kind, args, device)
     if dist.is_initialized():
@@ -319,7 +319,7 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
             handler = logging.FileHandler(path)
         except OSError as error:
             raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
-        handler.handleError = lambda record: None                          # a full disk is said where it matters
+        handler.handleError = lambda record: None  # a full disk is said where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -336,7 +336,7 @@ def _new_run(save: Path, kind: str, args: argparse.Namespace, device: torch.devi
                      "torchvision": torchvision.__version__, "numpy": numpy.__version__},
     }
     name = f"{kind}-{args.note}-{datetime.now():%Y%m%d-%H%M%S}"
-    for i in itertools.count(1):                                           # two runs may start in the same second
+    for i in itertools.count(1):  # two runs may start in the same second
         run_dir = save / (name if i == 1 else f"{name}-{i}")
         try:
             save.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ def _new_run(save: Path, kind: str, args: argparse.Namespace, device: torch.devi
             raise OSError(f"can't make the directory {run_dir}: a file is in its way; choose another --save") from None
         except OSError as error:
             with contextlib.suppress(OSError):
-                run_dir.rmdir()                                            # it has no args.json
+                run_dir.rmdir()  # it has no args.json
             raise OSError(f"can't make the directory {run_dir} ({error.strerror}): choose another --save") from error
         return str(run_dir)
 
@@ -372,7 +372,7 @@ def _restarted_run(save: Path, kind: str) -> str | None:
 
 def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    with contextlib.suppress(OSError):                                     # git is not installed
+    with contextlib.suppress(OSError):  # git is not installed
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
@@ -380,7 +380,7 @@ def read_run(run_dir) -> tuple[dict, list[dict]]:
     """A run's args.json and its epochs' records. Raises ValueError where the directory is no run."""
     try:
         record = json.loads((Path(run_dir) / "args.json").read_text())
-        path = Path(run_dir) / "metrics.jsonl"                             # there from the first epoch's end
+        path = Path(run_dir) / "metrics.jsonl"  # there from the first epoch's end
         metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return record | {"kind": str(record["kind"]), "args": dict(record["args"])}, metrics
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -420,7 +420,7 @@ def save_checkpoint(run_dir: Path, state: dict) -> None:
     torch.save(state, buffer)
     path = run_dir / "checkpoint.pt"
     if path.exists():
-        write_file(run_dir / "previous.pt", path.read_bytes())             # a copy: at no moment is there no checkpoint
+        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy: at no moment is there no checkpoint
     write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
 
 
@@ -431,7 +431,7 @@ def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
         return None
     content = path.read_bytes()
     if hashlib.sha256(content[:-32]).digest() == content[-32:]:
-        with contextlib.suppress(Exception):                               # what others wrote can fail in any way
+        with contextlib.suppress(Exception):  # what others wrote can fail in any way
             state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
             if state["kind"] == kind:
                 return state
@@ -466,13 +466,13 @@ def load_weights(path: str, network: nn.Module) -> None:
     An auxiliary head's are passed over where the network has none. Raises ValueError, in one line, for anything else.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):                     # about what is refused below anyway
+        with warnings.catch_warnings(action="ignore"):  # about what is refused below anyway
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
-    except Exception:                                                      # damage, or code, can show itself in any way
+    except Exception:  # damage, or code, can show itself in any way
         raise ValueError(f"--weights {path} is damaged, or holds more than weights: give a file of tensors") from None
-    for key in ("state_dict", "network"):                                  # what others' and our checkpoints call them
+    for key in ("state_dict", "network"):  # what others' and our checkpoints call them
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
@@ -510,7 +510,7 @@ def scalar_writer(args: argparse.Namespace, run_dir: Path, done: int):
 
 def compile_seconds() -> float:
     """What torch.compile has taken so far."""
-    dynamo = sys.modules.get("torch._dynamo.utils")                        # slow to import for those who don't need it
+    dynamo = sys.modules.get("torch._dynamo.utils")  # slow to import for those who don't need it
     return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
 
 
@@ -541,7 +541,7 @@ def count_multiply_adds(network: nn.Module, image_size: int, published: bool = F
         elif published:
             total += output[0].numel() * {nn.BatchNorm2d: 2, nn.ReLU: 1}.get(type(module), 0)
 
-    network = copy.deepcopy(network).to("meta").eval()                     # shapes only
+    network = copy.deepcopy(network).to("meta").eval()  # shapes only
     for module in network.modules():
         module.register_forward_hook(count)
     network(torch.empty(1, 3, image_size, image_size, device="meta"))

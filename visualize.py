@@ -30,14 +30,14 @@ COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, which colo
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7,
          "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
          "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
-CURVES = ["#0072B2", "#D55E00"]                                            # of the same palette
+CURVES = ["#0072B2", "#D55E00"]  # of the same palette
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 
 
 # ---- a cell: a layered drawing, in which operations stand in columns of their own and so never overlap
 
-SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}                         # height to keep free, in inches
-COLUMN, LABEL = 0.95, 0.86                                                 # width of a column and a label, in inches
+SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}  # height to keep free, in inches
+COLUMN, LABEL = 0.95, 0.86  # width of a column and a label, in inches
 
 
 def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
@@ -46,7 +46,7 @@ def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
     A point is (column, kind, which). States stand in even columns, labels before their target; every column between
     gets a bend, so that each step of an edge leads to the next column.
     """
-    depth = [0, 0]                                                         # the longest way from an input to each state
+    depth = [0, 0]  # the longest way from an input to each state
     for (_, a), (_, b) in zip(genes[::2], genes[1::2]):
         depth.append(1 + max(depth[a], depth[b]))
     edges = []
@@ -69,7 +69,7 @@ def arrange(edges: list) -> dict[tuple, float]:
             neighbours.setdefault(a, []).append(b)
             neighbours.setdefault(b, []).append(a)
     for state in range(2):
-        neighbours.setdefault((0, "state", state), [])                     # a cell needn't use both its inputs
+        neighbours.setdefault((0, "state", state), [])  # a cell needn't use both its inputs
     for point in neighbours:
         columns.setdefault(point[0], []).append(point)
     best, lowest = {}, float("inf")
@@ -126,7 +126,7 @@ def draw_cell(genes: list, concat: list) -> Figure:
                      facecolor=tint(COLORS[op]), linestyle=line_style(op))
         start, end = 0.25 if points[0][2] < 2 else 0.15, 0.16 if op else 0.26  # from border to border
         way = [(COLUMN * points[0][0] + start, y[points[0]])]
-        for point in points[1:-1]:                                         # level in a column of labels: touches none
+        for point in points[1:-1]:  # level in a column of labels: touches none
             half = LABEL / 2 if point[0] % 2 else 0
             way += [(COLUMN * point[0] + dx, y[point]) for dx in sorted({-half, half})]
         draw_edge(ax, op, [*way, (COLUMN * points[-1][0] - end, y[points[-1]])])
@@ -184,7 +184,7 @@ def read_stages(alphas: dict, cell: str) -> list[tuple[numpy.ndarray, numpy.ndar
     """A cell's stages so far: (epochs x (E,), probabilities (E, 14, K), the 14 edges' candidates)."""
     stages, start = [], 0
     for name in sorted(name for name in alphas if name.endswith(f"_{cell}")):
-        probs = softmax(alphas[name])                                      # (E, 14, K)
+        probs = softmax(alphas[name])  # (E, 14, K)
         stages.append((start + 1 + numpy.arange(len(probs)), probs, alphas[f"{name}_candidates"].tolist()))
         start += len(probs)
     return stages
@@ -223,7 +223,7 @@ def draw_edge_alphas(ax, stages: list, edge: int, chosen: str | None) -> None:
     for i, (x, probs, candidates) in enumerate(stages):
         later = stages[i + 1][2][edge] if i + 1 < len(stages) else candidates[edge]
         for k, op in enumerate(candidates[edge]):
-            p = probs[:, edge, k] * len(candidates[edge])                  # 1 in all stages where nothing is chosen
+            p = probs[:, edge, k] * len(candidates[edge])  # 1 in all stages where nothing is chosen
             ax.plot(x, p, color=COLORS[op], linestyle=line_style(op), linewidth=1)
             if op not in later:
                 ax.plot(x[-1], p[-1], "x", color=COLORS[op], markersize=4)
@@ -256,7 +256,7 @@ def draw_search(metrics: list[dict], alphas: dict) -> Figure:
             draw_curve(ax, metrics, key, starts, color=color, label=label)
         if title == "entropy":
             draw_entropy(ax, alphas)
-            ax.ticklabel_format(useOffset=False)                           # near 1 to the fifth digit at first
+            ax.ticklabel_format(useOffset=False)  # near 1 to the fifth digit at first
         ax.set_title(title, loc="left", pad=14 if ax in axes[0] else 6)
         mark_stages(ax, starts, named=ax in axes[0])
     axes[1, 0].yaxis.get_major_locator().set_params(integer=True)
@@ -270,12 +270,12 @@ def draw_search(metrics: list[dict], alphas: dict) -> Figure:
 
 def draw_curve(ax, metrics: list[dict], key: str, starts: list, **style) -> None:
     """What the records hold under `key` over the epochs, with a gap between stages; not every epoch need have it."""
-    values = numpy.array([record[key] for record in metrics], float)       # None becomes nan
+    values = numpy.array([record[key] for record in metrics], float)  # None becomes nan
     for start, end in zip(starts, [*starts[1:], len(values) + 1]):
         x, y = numpy.arange(start, end), values[start - 1:end - 1]
         x, y = x[~numpy.isnan(y)], y[~numpy.isnan(y)]
         ax.plot(x, y, marker=".", markersize=3, clip_on=False, **style)
-        style["label"] = None                                              # one line in the legend
+        style["label"] = None  # one line in the legend
 
 
 def draw_entropy(ax, alphas: dict) -> None:
@@ -303,7 +303,7 @@ def draw_training(metrics: list[dict]) -> Figure:
         scale = max(record[key] for record in metrics)
         draw_curve(axes[2], [{key: record[key] / (scale or 1)} for record in metrics], key, [1], color=color,
                    label=f"{name} / {scale:.3g}")
-    axes[2].set(ylim=(-0.03, 1.5), yticks=(0, 0.5, 1))                     # room for the legend
+    axes[2].set(ylim=(-0.03, 1.5), yticks=(0, 0.5, 1))  # room for the legend
     for ax, title in zip(axes, ("loss", "accuracy (%)", "schedule, share of its maximum")):
         ax.set_title(title, loc="left")
         ax.set_xlabel("epoch")

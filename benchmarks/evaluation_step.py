@@ -46,7 +46,7 @@ class Plain(nn.Module):
                 module.inplace = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        s0 = s1 = self.network.stem(images)                                # (B, 3C, H, W)
+        s0 = s1 = self.network.stem(images)  # (B, 3C, H, W)
         for i, cell in enumerate(self.network.cells):
             states = [cell.preprocess0(s0), cell.preprocess1(s1)]
             edges = list(zip(cell._ops, cell.sources))

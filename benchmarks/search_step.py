@@ -30,7 +30,7 @@ from genotypes import PRIMITIVES
 from model_search import Network
 from train_search import weight_step
 
-STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}                               # cells, candidates per edge
+STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}  # cells, candidates per edge
 
 
 def file_to_write(text: str) -> Path:
@@ -79,10 +79,10 @@ class Plain(nn.Module):
 
 def plain_forward(network: Network, images: Tensor) -> Tensor:
     weights = [F.softmax(network.alphas_normal, dim=-1), F.softmax(network.alphas_reduce, dim=-1)]
-    s0 = s1 = network.stem(images)                                         # (B, 3C, H, W)
+    s0 = s1 = network.stem(images)  # (B, 3C, H, W)
     for cell, reduction in zip(network.cells, network.reductions):
-        s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction], network.skip_dropout)   # (B, 4C, H, W)
-    return network.classifier(s1.mean(dim=(2, 3)))                         # (B, num_classes)
+        s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction], network.skip_dropout)  # (B, 4C, H, W)
+    return network.classifier(s1.mean(dim=(2, 3)))  # (B, num_classes)
 
 
 def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float) -> Tensor:
@@ -96,8 +96,8 @@ def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor, skip_dr
                     skip = isinstance(op, nn.Identity)
                     node = node + weight * (F.dropout(state, skip_dropout, cell.training) if skip else op(state))
             edge += 1
-        states.append(node)                                                # (B, C, H', W')
-    return torch.cat(states[2:], dim=1)                                    # (B, 4C, H', W')
+        states.append(node)  # (B, C, H', W')
+    return torch.cat(states[2:], dim=1)  # (B, 4C, H', W')
 
 
 class PlainSteps:
@@ -299,7 +299,7 @@ def growth(args: argparse.Namespace) -> list[dict]:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    utils.pick_device(args.device, deterministic=False)                    # says so where it can't be used
+    utils.pick_device(args.device, deterministic=False)  # says so where it can't be used
     args.batch_size = args.batch_size or (96 if args.device == "cuda" else 16)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), batch {args.batch_size}, "
           f"{args.channels} channels, {args.image_size}x{args.image_size}, median of {args.repeats}")

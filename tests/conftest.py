@@ -26,8 +26,8 @@ def golden():
 def quick_counting(monkeypatch):
     """Multiply-adds are counted without what they don't depend on."""
     import utils
-    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):                   # counting needs no values
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):  # counting needs no values
         monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
-    for layer in (nn.BatchNorm2d, nn.ReLU):                                # nor what keeps the shape
+    for layer in (nn.BatchNorm2d, nn.ReLU):  # nor what keeps the shape
         monkeypatch.setattr(layer, "forward", lambda self, x: x)
     monkeypatch.setattr(utils, "copy", SimpleNamespace(deepcopy=lambda network: network))

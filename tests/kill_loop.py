@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import utils  # noqa: E402
 
 TINY = ["--image_size", 8, "--batch_size", 8, "--init_channels", 2, "--layers", 3, "--cutout", "--device", "cpu"]
-OPTIONS = {                                                                # everything random takes part
+OPTIONS = {  # everything random takes part
     "train_search.py": [*TINY, "--add_layers", 0, "--add_layers", 0, "--train_portion", 0.34, "--epochs", 3,
                         "--warmup_epochs", 1, "--seed", 4],
     "train_cifar.py": [*TINY, "--arch", "random:1", "--epochs", 12, "--seed", 3],
@@ -73,7 +73,7 @@ def read(path: Path):
             return content
     if path.suffix == ".html":
         assert content.rstrip().endswith(b"</html>"), path
-    return content.decode() and None                                       # log.txt, report.html
+    return content.decode() and None  # log.txt, report.html
 
 
 def read_run(run_dir: Path) -> dict:
@@ -95,10 +95,10 @@ def assert_nothing_torn(run_dir: Path, script: str, expected: Path) -> None:
     """After a kill: no torn file, no doubled, missing or half line, and nothing that the undisturbed run lacks."""
     files, wanted = read_run(run_dir), read_run(expected)
     assert set(files) <= set(wanted)
-    state = utils.load_checkpoint(run_dir, KIND[script])                   # verifies its hash
+    state = utils.load_checkpoint(run_dir, KIND[script])  # verifies its hash
     lines, saved = files.get("metrics.jsonl", []), plain(state["metrics"]) if state else []
     assert lines == wanted["metrics.jsonl"][:len(lines)] and saved == wanted["metrics.jsonl"][:len(saved)]
-    assert len(saved) - len(lines) in (0, 1)                               # killed between the two files
+    assert len(saved) - len(lines) in (0, 1)  # killed between the two files
     assert ("previous.pt" in files) <= ("checkpoint.pt" in files)
 
 
@@ -118,7 +118,7 @@ def files_seen(save: Path) -> set:
     """Every file there is, one for each time that it was written, among them those being written."""
     seen = set()
     for path in save.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):                       # renamed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             seen.add((path.name.removesuffix(".tmp"), path.stat().st_ino, path.stat().st_mtime_ns))
     return seen
 
@@ -147,7 +147,7 @@ def kill_at_random(script: str, data: list, expected: Path, folder: Path, kills:
     random, places, run_dir, number = np.random.default_rng(seed), Counter(), None, 0
     while True:
         save = folder / f"{number}"
-        if run_dir is None and save.exists():                              # killed before there was anything to resume
+        if run_dir is None and save.exists():  # killed before there was anything to resume
             shutil.rmtree(save)
         save.mkdir(exist_ok=True)
         last = places.total() == kills
@@ -161,7 +161,7 @@ def kill_at_random(script: str, data: list, expected: Path, folder: Path, kills:
             time.sleep(0.05 if last else 0.0005)
         if process.running():
             time.sleep(delay)
-        with contextlib.suppress(ProcessLookupError):                      # it has ended by itself
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             process.signal(SIGKILL)
         outcome = process.wait()
         if outcome.code == 0:

@@ -27,8 +27,8 @@ def main(out: str) -> None:
     share = slice(utils.rank(), None, utils.world_size())
     images, target = images[share], target[share]
     candidates = [["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"]] * 14
-    supernet = Network(4, 10, 3, candidates, candidates).double().eval()   # batch norm with its running statistics
-    architect = Architect(supernet, 6e-4, 1e-3, grad_clip=1e9)             # no clipping: the gradients themselves
+    supernet = Network(4, 10, 3, candidates, candidates).double().eval()  # batch norm with its running statistics
+    architect = Architect(supernet, 6e-4, 1e-3, grad_clip=1e9)  # no clipping: the gradients themselves
     architect.step(images, target)
     found = {f"alpha step {name}": grad.clone() for name, grad in gradients(supernet).items()}
     weights = [p for name, p in supernet.named_parameters() if not name.startswith("alphas")]

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ("seconds", "images_per_second", "peak_memory_mb")              # what no two runs have in common
-os.environ["OMP_NUM_THREADS"] = "1"                                        # before the server starts
+MEASURED = ("seconds", "images_per_second", "peak_memory_mb")  # what no two runs have in common
+os.environ["OMP_NUM_THREADS"] = "1"  # before the server starts
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["train_search", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"])
 
@@ -72,7 +72,7 @@ def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = argv
-    sys.path.insert(0, str(Path(argv[0]).parent))                          # as an interpreter does
+    sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
     runpy.run_path(argv[0], run_name="__main__")
 
 

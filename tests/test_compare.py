@@ -72,8 +72,8 @@ def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):
     assert (row["skips"], row["parameters"], row["multiply_adds"]) == (2, 3433798, 532200000)
     assert row["hours"] == pytest.approx(1.0) and row["device"] == "2 x NVIDIA H100"
     assert row["n"] == 2 and row["seeds"] == [0, 1] and row["runs"] == ["eval-0", "eval-1"]
-    assert row["last_error"] == pytest.approx(3.5)                         # errors 4 and 3
-    assert row["last_std"] == pytest.approx(0.5 ** 0.5)                    # (0.5^2 + 0.5^2) / (2 - 1)
+    assert row["last_error"] == pytest.approx(3.5)  # errors 4 and 3
+    assert row["last_std"] == pytest.approx(0.5 ** 0.5)  # (0.5^2 + 0.5^2) / (2 - 1)
     assert row["last_accuracy"] == pytest.approx(96.5)
     assert row["best_error"] == pytest.approx(3.0) and row["best_std"] == pytest.approx(0.0)
     assert row["unfinished"] == {"eval-2": "epoch 1/2"}
@@ -91,7 +91,7 @@ def test_other_cells_and_other_settings_have_rows_of_their_own(runs):
         ("search-a_1", "somewhere/genotype.json", 2), ("search-b|&", None, None), (None, "PDARTS", 1),
         (None, "PDARTS", 1)]
     assert [row["setting"]["cutout"] for row in rows[2:]] == [True, False]
-    assert [row["last_std"] for row in rows[2:]] == [None, None]           # of one run there is none
+    assert [row["last_std"] for row in rows[2:]] == [None, None]  # of one run there is none
     assert all(set(row) == set(compare.FIELDS) for row in rows)
 
 

@@ -54,7 +54,7 @@ def augment_one(image, top, left, flip, row, column, dataset, cutout):
 def test_batch_equals_plain_per_image_version(channels, size, flip, cutout):
     dataset = random_set(96, channels, size, flip)
     batches = make_batches(dataset, 96, cutout=cutout)
-    for _ in range(3):   # 288 images: the corners of the padded image, and the last image of the set, come up
+    for _ in range(3):  # 288 images: the corners of the padded image, and the last image of the set, come up
         draws = batches.draw(torch.randperm(96))
         images, target = batches.augment(draws)
         assert images.shape == (96, 3, size, size) and images.dtype == torch.float32
@@ -84,11 +84,11 @@ def chi_square(counts):
 def test_crop_offsets_uniform_flips_half_centres_uniform():
     draws = make_batches(random_set(8100, channels=1), 8100).draw(torch.arange(8100))
     crops = torch.bincount(draws[1] * 9 + draws[2], minlength=81)
-    assert len(crops) == 81 and chi_square(crops) < 150         # 80 degrees of freedom: mean 80, deviation 12.6
-    assert abs(draws[3].float().mean() - .5) < .03              # deviation .0056
+    assert len(crops) == 81 and chi_square(crops) < 150  # 80 degrees of freedom: mean 80, deviation 12.6
+    assert abs(draws[3].float().mean() - .5) < .03  # deviation .0056
     for centre in draws[4:]:
         counts = torch.bincount(centre, minlength=32)
-        assert len(counts) == 32 and chi_square(counts) < 75    # 31 degrees of freedom: mean 31, deviation 7.9
+        assert len(counts) == 32 and chi_square(counts) < 75  # 31 degrees of freedom: mean 31, deviation 7.9
     assert make_batches(random_set(100, flip=False), 100).draw(torch.arange(100))[3].sum() == 0
 
 
@@ -100,8 +100,8 @@ def test_crop_offsets_seen_in_pixels():
     images, _ = make_batches(dataset, 8100).next()
     rows, columns = images[:, 0].flatten(1).argmax(1) // 32, images[:, 0].flatten(1).argmax(1) % 32
     assert rows.min() == 12 and rows.max() == 20 and columns.min() == 11 and columns.max() == 20
-    assert chi_square(torch.bincount(rows - 12, minlength=9)) < 35          # 8 degrees of freedom
-    expected = torch.tensor([.5, *[1.] * 8, .5]) / 9                        # each end: from one half of the images
+    assert chi_square(torch.bincount(rows - 12, minlength=9)) < 35  # 8 degrees of freedom
+    expected = torch.tensor([.5, *[1.] * 8, .5]) / 9  # each end: from one half of the images
     assert ((torch.bincount(columns - 11, minlength=10) / 8100 - expected).abs() < .02).all()
 
 
@@ -110,9 +110,9 @@ def test_cutout_areas_have_the_published_distribution():
                                         mean=(0.,), std=(1.,))
     batches = make_batches(dataset, 6400, cutout=16)
     draws = batches.draw(torch.arange(6400))
-    draws[1:3] = 4                                                          # the middle crop: no padding in sight
+    draws[1:3] = 4  # the middle crop: no padding in sight
     areas = (batches.augment(draws)[0][:, 0] == 0).sum((1, 2))
-    side = [min(c + 8, 32) - max(c - 8, 0) for c in range(32)]              # 8..16
+    side = [min(c + 8, 32) - max(c - 8, 0) for c in range(32)]  # 8..16
     expected = torch.zeros(257)
     for a in side:
         for b in side:
@@ -226,7 +226,7 @@ def test_gpu_gives_the_same_batches():
 def test_gather_of_other_devices_equals_the_windows_of_the_cpu():
     flat, start = torch.randint(256, (1000,)).to(torch.uint8), torch.tensor([0, 3, 900])
 
-    class Elsewhere:   # the same memory, said to be on another device
+    class Elsewhere:  # the same memory, said to be on another device
         device = SimpleNamespace(type="cuda")
 
         def __getitem__(self, index):
@@ -236,7 +236,7 @@ def test_gather_of_other_devices_equals_the_windows_of_the_cpu():
 
 def test_search_split_is_the_stored_order():
     dataset = random_set(11)
-    (images, target), (rest, rest_target) = data.search_split(dataset, .5)      # floor(5.5) = 5, as published
+    (images, target), (rest, rest_target) = data.search_split(dataset, .5)  # floor(5.5) = 5, as published
     assert torch.equal(torch.cat([images, rest]), dataset.train_images) and len(images) == 5
     assert torch.equal(target, torch.arange(5)) and torch.equal(rest_target, torch.arange(5, 11))
     for portion in (0, 1, 1.5, -.1):
@@ -295,7 +295,7 @@ def test_cifar_from_files_of_the_published_layout(name, tmp_path, any_md5):
         *train, test = write_cifar(tmp_path / "cifar-100-python", {"train": 20, "test": 3}, "fine_labels", 100,
                                    ("meta", "fine_label_names"))
     got = data.load(name, str(tmp_path))
-    pixels = np.concatenate([pixels for pixels, _ in train]).reshape(-1, 3, 32, 32)      # red, green, blue planes
+    pixels = np.concatenate([pixels for pixels, _ in train]).reshape(-1, 3, 32, 32)  # red, green, blue planes
     assert got.train_images.dtype == torch.uint8 and np.array_equal(got.train_images.numpy(), pixels)
     assert got.train_target.dtype == torch.int64 and got.train_target.tolist() == [y for _, ys in train for y in ys]
     assert np.array_equal(got.test_images.numpy().reshape(3, -1), test[0]) and got.test_target.tolist() == test[1]
@@ -369,7 +369,7 @@ def test_digits():
     from sklearn.datasets import load_digits
     digits = load_digits()
     for target, share in ((got.train_target, 1297 / 1797), (got.test_target, 500 / 1797)):
-        assert (target.bincount() - torch.from_numpy(np.bincount(digits.target)) * share).abs().max() < 1   # stratified
+        assert (target.bincount() - torch.from_numpy(np.bincount(digits.target)) * share).abs().max() < 1  # stratified
     both = torch.cat([got.train_images, got.test_images]).flatten(1).numpy()
     assert sorted(map(bytes, both)) == sorted(map(bytes, np.rint(digits.data * 255 / 16).astype(np.uint8)))
     assert all(len(target.unique()) == 10 for _, target in data.search_split(got, .5))
@@ -401,9 +401,9 @@ def test_folder(tmp_path, val_name):
     got = data.load("folder", str(write_tree(tmp_path, train=20, val_name=val_name)))
     assert got.train_images.shape == (40, 3, 32, 32) and got.test_images.shape == (6, 3, 32, 32)
     assert got.classes == ["cat", "dog"] and got.flip and len(got.mean) == 3
-    bright = got.train_images.float().mean((1, 2, 3)) > 70                                   # the dogs
+    bright = got.train_images.float().mean((1, 2, 3)) > 70  # the dogs
     assert torch.equal(bright.long(), got.train_target) and got.train_target.sum() == 20
-    assert all(3 <= target.sum() <= 17 for _, target in data.search_split(got, .5))          # both classes in each half
+    assert all(3 <= target.sum() <= 17 for _, target in data.search_split(got, .5))  # both classes in each half
     again = data.load("folder", str(tmp_path))
     assert all(map(torch.equal, got[:4], again[:4]))
     assert data.load("folder", str(tmp_path), 8).test_images.shape == (6, 3, 8, 8)
@@ -413,7 +413,7 @@ def test_folder_takes_the_centre_and_other_modes(tmp_path):
     write_tree(tmp_path, train=1, val=1)
     pixels = np.zeros((32, 64), np.uint8)
     pixels[:, 16:48] = np.arange(32)
-    Image.fromarray(pixels).save(tmp_path / "val/cat/0.png")                                 # grey, 64 wide, 32 high
+    Image.fromarray(pixels).save(tmp_path / "val/cat/0.png")  # grey, 64 wide, 32 high
     got = data.load("folder", str(tmp_path))
     assert torch.equal(got.test_images[0], torch.arange(32).expand(3, 32, 32).to(torch.uint8))
 
@@ -484,26 +484,26 @@ def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
     unbroken, resumed, in_process = loaders(tmp_path, 2)[0], loaders(tmp_path, 2)[0], loaders(tmp_path, 0)[0]
     epochs = [epoch_of(unbroken, e) for e in range(3)]
     assert unbroken.persistent_workers and not same(epochs[0], epochs[1]) and not same(epochs[1], epochs[2])
-    assert same(epoch_of(resumed, 2), epochs[2])                     # a fresh process that starts at epoch 2
+    assert same(epoch_of(resumed, 2), epochs[2])  # a fresh process that starts at epoch 2
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    assert same(epoch_of(in_process, 2), epochs[2])                  # whatever the number of workers
-    assert torch.equal(torch.rand(1), expected)                      # and the network's own generator stays put
+    assert same(epoch_of(in_process, 2), epochs[2])  # whatever the number of workers
+    assert torch.equal(torch.rand(1), expected)  # and the network's own generator stays put
     assert epochs[0][0][0].shape == (4, 3, 32, 32) and sum(len(y) for _, y in epochs[0]) == 10
     crops = [data.imagenet_loaders(str(tmp_path), 32, 4, 0, 7, "cpu")[0].dataset[0, i][0] for i in (0, 1)]
-    assert not torch.equal(*crops)                                   # each image draws its own crop
+    assert not torch.equal(*crops)  # each image draws its own crop
 
 
 @pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 2), (0, 3), (2, 1)])
 def test_imagenet_validation_is_exact(workers, world_size, tmp_path):
     write_tree(tmp_path, train=6, val=3, classes=("a", "b", "c"), shape=(32, 32))
-    (tmp_path / "val/c/2.png").unlink()                              # 8 samples: uneven over 3 ranks
+    (tmp_path / "val/c/2.png").unlink()  # 8 samples: uneven over 3 ranks
     batches = [b for rank in range(world_size) for b in loaders(tmp_path, workers, 6, rank, world_size)[1]]
     got = torch.cat([x for x, _ in batches])
     paths = sorted((tmp_path / "val").glob("*/*.png"))
     assert sorted(torch.cat([y for _, y in batches]).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2]
-    resize = torchvision.transforms.Compose([                        # 256 / 224 * 32 = 36
+    resize = torchvision.transforms.Compose([  # 256 / 224 * 32 = 36
         torchvision.transforms.Resize(36), torchvision.transforms.CenterCrop(32), torchvision.transforms.ToTensor(),
         torchvision.transforms.Normalize((.485, .456, .406), (.229, .224, .225))])
     for path in paths:
@@ -512,14 +512,14 @@ def test_imagenet_validation_is_exact(workers, world_size, tmp_path):
 
 
 def test_imagenet_ranks_share_each_epoch(tmp_path):
-    write_tree(tmp_path)                                              # 10 training images
+    write_tree(tmp_path)  # 10 training images
     parts = [loaders(tmp_path, 0, 4, rank, 2)[0] for rank in range(2)]
     for loader in parts:
         data.set_epoch(loader, 1)
     keys = [list(loader.sampler) for loader in parts]
     assert sorted(keys[0] + keys[1]) == [(1, i) for i in range(10)]
     assert [loader.batch_size for loader in parts] == [2, 2]
-    assert [len(y) for _, y in parts[0]] == [2, 2]                    # the fifth image alone is left out
+    assert [len(y) for _, y in parts[0]] == [2, 2]  # the fifth image alone is left out
 
 
 def test_imagenet_bad_input(tmp_path):

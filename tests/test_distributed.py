@@ -28,7 +28,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         assert sum(name.startswith(kind) for name in one) >= 2
     assert one.keys() == first.keys() == second.keys()
     for name, grad in one.items():
-        assert torch.equal(first[name], second[name]), name                # all ranks hold the same
+        assert torch.equal(first[name], second[name]), name  # all ranks hold the same
         torch.testing.assert_close(first[name], grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
@@ -58,14 +58,14 @@ def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
     _, stderr = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, stderr.decode()
     starts = [line for line in stderr.decode().splitlines() if " on 2 x " in line]
-    assert len(starts) == 2 and starts[0].split(":")[0] == starts[1].split(":")[0]   # the same directory, twice
+    assert len(starts) == 2 and starts[0].split(":")[0] == starts[1].split(":")[0]  # the same directory, twice
     assert metrics(the_run(tmp_path / "hit")) == expected
 
 
 def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_an_epoch(calm, tmp_path):
     script, expected = calm
     torchrun, ranks = start_until_saved([*TORCHRUN, str(ROOT / script), *TINY[script]], tmp_path)
-    for pid in (ranks[-1], torchrun.pid, ranks[0]):                        # as a cluster does; torchrun passes it on
+    for pid in (ranks[-1], torchrun.pid, ranks[0]):  # as a cluster does; torchrun passes it on
         os.kill(pid, signal.SIGTERM)
     _, stderr = torchrun.communicate(timeout=120)
     run_dir = the_run(tmp_path)

@@ -13,7 +13,7 @@ from model import Cell
 
 SEARCHED = ["max_pool_3x3", "avg_pool_3x3", "skip_connect",
             "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
-KNOWN = SEARCHED + ["sep_conv_7x7", "conv_7x1_1x7"]                        # SPEC section 1; none is no part of a cell
+KNOWN = SEARCHED + ["sep_conv_7x7", "conv_7x1_1x7"]  # SPEC section 1; none is no part of a cell
 
 
 def record(name: str = "PDARTS", **changes) -> dict:

@@ -15,8 +15,8 @@ from model_search import Network
 from operations import FactorizedReduce, build, drop_path
 
 PDARTS = genotypes.load("PDARTS")
-FROM_INPUTS = [0, 1, 2, 3, 5, 6, 9, 10]                                    # edges from s0, s1: stride 2 in a reduction
-FROM_NODES = [4, 7, 8, 11, 12, 13]                                         # stride 1 everywhere
+FROM_INPUTS = [0, 1, 2, 3, 5, 6, 9, 10]  # edges from s0, s1: stride 2 in a reduction
+FROM_NODES = [4, 7, 8, 11, 12, 13]  # stride 1 everywhere
 
 
 def assert_equals_vector(actual, expected) -> None:
@@ -98,7 +98,7 @@ def test_full_size_networks_have_the_published_keys_and_shapes(golden):
 
 
 def test_all_published_cells_have_the_computed_parameter_counts(golden, monkeypatch):
-    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):                   # 108 networks: counting needs no values
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):  # 108 networks: counting needs no values
         monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
     cells = golden("genotypes.json")
     assert len(cells) == 36
@@ -164,7 +164,7 @@ def test_pools_have_no_batch_norm_in_evaluation_and_average_without_the_padding(
 
 @pytest.mark.parametrize("size", [8, 7])
 def test_factorized_reduce_sees_alternate_pixels_the_shifted_branch_padded_when_odd(size):
-    reduce = FactorizedReduce(4, 6).double().eval()                        # fresh statistics: batch norm only scales
+    reduce = FactorizedReduce(4, 6).double().eval()  # fresh statistics: batch norm only scales
     x = torch.randn(2, 4, size, size, dtype=torch.float64)
     padded = F.pad(F.relu(x), (0, 1, 0, 1))
     half = math.ceil(size / 2)
@@ -219,7 +219,7 @@ def by_definition(network: Network, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("height, width", [(16, 16), (12, 20), (15, 8), (8, 8)])
 def test_training_computes_what_the_cells_define(height, width, trained, grad_checkpoint):
     torch.manual_seed(0)
-    network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14).double()   # reduces in cells 1 and 2
+    network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14).double()  # reduces in cells 1 and 2
     for name, p in network.named_parameters():
         p.requires_grad_(trained == "both" or name.startswith("alphas") == (trained == "alphas"))
     images, results = torch.randn(4, 3, height, width, dtype=torch.float64), []
@@ -266,19 +266,19 @@ def test_none_has_no_parameters_and_no_buffers():
 
 
 @pytest.mark.parametrize("layers, normal_skips, reduce_skips", [
-    (3, [0, 1], FROM_INPUTS),                                              # stride 1 in a normal cell, from its inputs
-    (3, [0, 4], FROM_INPUTS),                                              # and from a node
-    (1, [], [0, 4]),                                                       # stride 1 within a reduction cell
+    (3, [0, 1], FROM_INPUTS),  # stride 1 in a normal cell, from its inputs
+    (3, [0, 4], FROM_INPUTS),  # and from a node
+    (1, [], [0, 4]),  # stride 1 within a reduction cell
 ])
 def test_skip_dropout_acts_on_stride_1_skips_in_training_only(layers, normal_skips, reduce_skips):
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     network = skip_network(layers, normal_skips, reduce_skips, 0.5)
     dropped = network(images)
-    assert not torch.allclose(dropped, network(images))                    # another mask each time
-    network.skip_dropout = 0.0                                             # set anew each epoch
+    assert not torch.allclose(dropped, network(images))  # another mask each time
+    network.skip_dropout = 0.0  # set anew each epoch
     kept = network(images)
     assert not torch.allclose(dropped, kept)
-    torch.testing.assert_close(network(images), kept, rtol=0, atol=0)      # rate 0: no noise left
+    torch.testing.assert_close(network(images), kept, rtol=0, atol=0)  # rate 0: no noise left
     kept = network.eval()(images)
     network.skip_dropout = 0.5
     torch.testing.assert_close(network(images), kept, rtol=0, atol=0)
@@ -306,15 +306,15 @@ def test_skip_dropout_is_ordinary_elementwise_dropout():
 
     Of 4x4 pixels at rate 1/4 a channel keeps 12 on average with variance 3; what is kept is scaled by 4/3.
     """
-    network = skip_network(1, [], [0, 4], 0.25)                            # s0 -> node 0 -> node 1
+    network = skip_network(1, [], [0, 4], 0.25)  # s0 -> node 0 -> node 1
     with torch.no_grad():
         network.stem[0].weight[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
-        network.classifier.weight.copy_(torch.eye(16))                     # logits: channel means of the 4 nodes
+        network.classifier.weight.copy_(torch.eye(16))  # logits: channel means of the 4 nodes
         network.classifier.bias.zero_()
     logits = network(torch.randn(256, 3, 1, 1, dtype=torch.float64).expand(-1, -1, 8, 8))
     kept = logits[:, 4:8] / logits[:, :4] * 0.75 * 16
     torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-6)
-    assert kept.mean().item() == pytest.approx(12, abs=0.3)                # 1024 counts: 5 standard errors
+    assert kept.mean().item() == pytest.approx(12, abs=0.3)  # 1024 counts: 5 standard errors
     assert kept.var().item() == pytest.approx(3, abs=0.7)
 
 
@@ -322,7 +322,7 @@ def test_drop_path_zeroes_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     n, keep = 4000, 0.7
     dropped = drop_path(torch.ones(n, 3, 2, 2, dtype=torch.float64), 1 - keep).flatten(1)
-    assert (dropped == dropped[:, :1]).all()                               # a sample as a whole
+    assert (dropped == dropped[:, :1]).all()  # a sample as a whole
     torch.testing.assert_close(dropped.unique(), torch.tensor([0, 1 / keep], dtype=torch.float64))
     error = math.sqrt((1 - keep) / keep / n)
     assert dropped.mean().item() == pytest.approx(1, abs=5 * error)
@@ -333,7 +333,7 @@ def test_drop_path_exempts_the_identity_and_acts_in_training_only():
     torch.manual_seed(0)
     genes = [("avg_pool_3x3", 0), ("skip_connect", 1)]
     cell = Cell(Genotype(genes, [2], genes, [2]), 4, 4, 4, False, False).double()
-    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64).relu()        # a cell takes what has passed a ReLU
+    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64).relu()  # a cell takes what has passed a ReLU
     identity = cell.preprocess1(s1)
     pool = cell(s0, s1, 0.0) - identity
     dropped = cell(s0, s1, 0.4) - identity
@@ -417,8 +417,8 @@ def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
 def test_supernet_cells_of_one_shape_share_a_graph():
     graphs, backend = graph_collector()
     candidates = [["skip_connect", "dil_conv_3x3"]] * 14
-    network = Network(2, 10, 12, candidates, candidates)                   # reduces in cells 4 and 8
-    for i in (2, 3, 5):                                                    # two of one shape, and another
+    network = Network(2, 10, 12, candidates, candidates)  # reduces in cells 4 and 8
+    for i in (2, 3, 5):  # two of one shape, and another
         network.cells[i].mix = torch.compile(network.cells[i].mix, fullgraph=True, backend=backend)
     network(torch.randn(2, 3, 16, 16)).sum().backward()
     assert len(graphs) == 2
@@ -427,13 +427,13 @@ def test_supernet_cells_of_one_shape_share_a_graph():
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
 def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout(grad_checkpoint):
     graphs, backend = graph_collector()
-    candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14   # two convolutions of one state
+    candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14  # two convolutions of one state
     torch.manual_seed(0)
     eager = Network(2, 10, 1, candidates, candidates).double()
     network = copy.deepcopy(eager)
     network.cells[0].mix = torch.compile(network.cells[0].mix, fullgraph=True, backend=backend)
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    weights = ("stem", "cells") if grad_checkpoint else "cells"            # checkpointed, an input needs a gradient
+    weights = ("stem", "cells") if grad_checkpoint else "cells"  # checkpointed, an input needs a gradient
     for skip_dropout in (0.0, 0.3, 0.2, 0.1):
         for trained in ("alphas", weights):
             gradients = []
@@ -444,7 +444,7 @@ def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_sk
                 supernet.zero_grad()
                 supernet(images).square().sum().backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in supernet.parameters() if p.grad is not None]))
-            if not skip_dropout:                                           # else they drop other values
+            if not skip_dropout:  # else they drop other values
                 assert_equals_vector(gradients[1], gradients[0])
     passes = 2 if grad_checkpoint else 1
-    assert len(graphs) <= 4 * passes                                       # dropout's rate becomes a variable once
+    assert len(graphs) <= 4 * passes  # dropout's rate becomes a variable once

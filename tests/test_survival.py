@@ -159,9 +159,9 @@ def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]
         stops.append(utils.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
-    assert {1, steps} <= set(stops)                                        # in the training and the test of an epoch
+    assert {1, steps} <= set(stops)  # in the training and the test of an epoch
     for done in (run_dir, expected):
-        (done / "previous.pt").unlink()                                    # where the last stop was
+        (done / "previous.pt").unlink()  # where the last stop was
     assert_same_result(run_dir, expected)
 
 
@@ -335,7 +335,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         weights = torch.load(path, weights_only=True)
         weights = weights.get("network", weights)
         assert all(value.isfinite().all() for value in weights.values()), path
-    if script == CIFAR:                                                    # a search takes long
+    if script == CIFAR:  # a search takes long
         resumed(script, run_dir)
         assert_same_result(run_dir, expected)
 
@@ -399,7 +399,7 @@ def test_an_error_that_no_person_can_mend_keeps_its_traceback(run_here):
 # ---- senseless command lines
 
 REQUIRED = {train_search: [], train_cifar: [], train_imagenet: ["--tmp_data_dir", "none"]}
-TEXT = st.text(st.characters(exclude_characters="\0"), max_size=8)         # NUL can't be in an argument
+TEXT = st.text(st.characters(exclude_characters="\0"), max_size=8)  # NUL can't be in an argument
 NUMBERS = (st.integers() | st.integers(-10, 100) | st.floats() | st.sampled_from([
     10 ** 37, 10 ** 39, 10 ** 400, "1e308", "1e400", "-0", "+1", "1_000", " 7 ", "٣", "0x10", "1,5", "nan", "-inf",
     "9" * 5000, "0.5", "1e-400"])).map(str)
@@ -431,7 +431,7 @@ def command_line(draw, module, run_dirs):
         name = draw(st.sampled_from(action.option_strings))
         words = [name, *draw(suiting(action, run_dirs))]
         match draw(st.integers(0, 9)):
-            case 0:                                                        # a typo
+            case 0:  # a typo
                 i = draw(st.integers(1, len(name)))
                 words[0] = name[:i] + draw(st.sampled_from(["", "x", "-", "é", "\n", " "])) + name[i + 1:]
             case 1 | 2:
@@ -481,7 +481,7 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(module, run_dirs, run
             assert not out and len(err.splitlines()) == 1 and "error: " in err, err
 
     check()
-    assert len(parsed) > 10                                                # both ways were tried
+    assert len(parsed) > 10  # both ways were tried
     assert not list(tmp_path.iterdir()) and [snapshot(run_dir) for run_dir in run_dirs] == before
 
 

@@ -34,7 +34,7 @@ import utils
 from model import NetworkCIFAR
 from model_search import Network
 
-EPOCHS = 6                                                                 # of the runs on images()
+EPOCHS = 6  # of the runs on images()
 TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
 ONCE = [*TINY, "--epochs", 1]
 # What a person can do about it: every message has one of these words.
@@ -87,7 +87,7 @@ def test_the_auxiliary_head_adds_parameters_but_no_multiply_adds():
         network = NetworkCIFAR(36, 10, 20, True, genotypes.load("PDARTS"))
     assert utils.count_parameters(network) == 3_433_798 and utils.count_parameters(network, True) == 3_910_224
     assert round(utils.count_multiply_adds(network, 32) / 1e6, 1) == 532.2
-    assert network.training                                                # counting leaves it as it was
+    assert network.training  # counting leaves it as it was
 
 
 class GivenLogits(nn.Module):
@@ -106,14 +106,14 @@ class GivenLogits(nn.Module):
 
 def test_evaluation_counts_top_1_and_top_5_over_unequal_batches():
     """Of 7 images the target's logit is first in 2, second to fifth in 3, and sixth or later in 2."""
-    logits = torch.arange(10., 0., -1, dtype=torch.float64).repeat(7, 1)   # class c is at place c
+    logits = torch.arange(10., 0., -1, dtype=torch.float64).repeat(7, 1)  # class c is at place c
     target = torch.tensor([0, 4, 9, 0, 1, 5, 4])
     network = GivenLogits(10).train()
     loss, top1, top5 = engine.evaluate(network, [(logits[:4], target[:4]), (logits[4:6], target[4:6]),
                                                  (logits[6:], target[6:])], "test")
     assert (top1, top5) == pytest.approx((100 * 2 / 7, 100 * 5 / 7), rel=1e-12)
     expected = sum(math.log(sum(math.exp(10 - c) for c in range(10))) - (10 - t) for t in target.tolist()) / 7
-    assert loss == pytest.approx(expected, rel=1e-9)                       # of all images, not of the batches' means
+    assert loss == pytest.approx(expected, rel=1e-9)  # of all images, not of the batches' means
     assert network.training
 
 
@@ -127,7 +127,7 @@ def test_with_less_than_five_classes_every_image_is_in_the_top_5():
 def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
     """1001 hits need more digits than a 16-bit float has, and their losses' sum is more than fp16 can hold."""
     torch.manual_seed(0)
-    logits = torch.rand(1001, 10).argsort(1).float()                       # 0 to 9 in any order: exact in 16 bits
+    logits = torch.rand(1001, 10).argsort(1).float()  # 0 to 9 in any order: exact in 16 bits
     network = GivenLogits(10).float()
     utils.set_precision(network, torch.device("cpu"), amp)
     for target in (logits.argmax(1), logits.argmin(1)):
@@ -141,7 +141,7 @@ def test_an_epochs_loss_is_the_cross_entropy_plus_the_auxiliary_heads_part(auxil
     torch.manual_seed(0)
     images, target = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 0])
     network, args = GivenLogits(4, auxiliary), SimpleNamespace(seed=0, auxiliary_weight=0.4, grad_clip=5.)
-    optimizer = torch.optim.SGD(network.parameters(), 0.)                  # nothing moves
+    optimizer = torch.optim.SGD(network.parameters(), 0.)  # nothing moves
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = [(images[:4], target[:4]), (images[4:], target[4:])]
     record = engine.train_one_epoch(network, batches, optimizer, scaler, 0, engine.Meter("epoch 0", 2, 50), args)
@@ -163,7 +163,7 @@ def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     engine.train_one_epoch(network, [(images, target)], optimizer, scaler, 0, engine.Meter("", 1, 50), args)
     step = (network.classifier.weight.detach() - before).norm().item()
-    assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)   # torch adds 1e-6 to the norm
+    assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)  # torch adds 1e-6 to the norm
 
 
 # ---- weights that people have
@@ -252,7 +252,7 @@ def missing(path):
 
 
 def whole_module(path):
-    torch.save(small(), path)                                              # pickled code
+    torch.save(small(), path)  # pickled code
     return "give"
 
 
@@ -384,7 +384,7 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
         assert record["drop_path_prob"] == pytest.approx(0.3 * e / 3)
         assert all(record[name] > 0 for name in ("train_loss", "test_loss", *MEASURED))
         assert 0 <= record["test_acc"] <= record["test_acc_top5"] <= 100
-        assert 5 * record["test_acc"] == pytest.approx(round(5 * record["test_acc"]), abs=1e-9)   # of 500 images
+        assert 5 * record["test_acc"] == pytest.approx(round(5 * record["test_acc"]), abs=1e-9)  # of 500 images
         assert record["images_per_second"] * record["seconds"] == pytest.approx(1297)
 
 
@@ -395,7 +395,7 @@ def test_the_log_names_device_sizes_and_a_line_every_report_freq_steps(digits):
     network = NetworkCIFAR(2, 10, 3, False, genotypes.load("PDARTS"))
     assert "CPU" in first and f"{sum(p.numel() for p in network.parameters()):,} parameters" in first
     assert re.search(r"multiply-adds.* published convention", first)
-    assert re.findall(r"epoch 0 step (\d)", text) == ["2", "4"]            # 1297 images at 325 a step
+    assert re.findall(r"epoch 0 step (\d)", text) == ["2", "4"]  # 1297 images at 325 a step
     assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())
 
 
@@ -422,14 +422,14 @@ def evaluated(run_dir, path, *options):
 def test_eval_of_the_weights_reports_the_accuracy_of_the_run(digits, tmp_path):
     run_dir, _ = digits
     records, before = metrics(run_dir), snapshot(run_dir.parent)
-    best = max(records, key=lambda record: record["test_acc"])             # the first of equal ones
+    best = max(records, key=lambda record: record["test_acc"])  # the first of equal ones
     rows = {name: [f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
             for name, record in (("weights.pt", records[-1]), ("best.pt", best))}
     assert evaluated(run_dir, "weights.pt") == rows["weights.pt"]
     assert evaluated(run_dir, run_dir / "checkpoint.pt", "--arch", run_dir) == rows["weights.pt"]
     torch.save({"state_dict": prefixed(weights(run_dir / "best.pt"))}, tmp_path / "theirs.pth.tar")
     assert evaluated(run_dir, tmp_path / "theirs.pth.tar", "--batch_size", "77") == rows["best.pt"]
-    assert snapshot(run_dir.parent) == before                              # a test leaves nothing
+    assert snapshot(run_dir.parent) == before  # a test leaves nothing
 
 
 @pytest.mark.parametrize("make", [of_a_supernet, of_another_cell, no_weights, missing, numbers_for_names])
@@ -448,14 +448,14 @@ def test_arch_takes_a_search_run_and_a_random_cell(images, tmp_path):
     (tmp_path / "search-try-20300102-030405").mkdir()
     genotypes.save(cell, tmp_path / "search-try-20300102-030405" / "genotype.json")
     found = {}
-    for arch in (tmp_path / "search-try-20300102-030405", "random:0"):     # names and files: see other tests
+    for arch in (tmp_path / "search-try-20300102-030405", "random:0"):  # names and files: see other tests
         save = tmp_path / f"runs{len(found)}"
         outcome = run("train_cifar.py", *ONCE, *folder_options(images, save), "--arch", arch)
         assert outcome.code == 0, outcome
         run_dir = the_run(save)
         found[str(arch)] = genotypes.load(str(run_dir))
         network = NetworkCIFAR(2, 2, 3, False, found[str(arch)])
-        network.load_state_dict(weights(run_dir / "weights.pt"))           # what was trained is what is recorded
+        network.load_state_dict(weights(run_dir / "weights.pt"))  # what was trained is what is recorded
     drawn = found.pop("random:0")
     assert all(genotype == cell for genotype in found.values())
     assert drawn == genotypes.load("random:0") and drawn not in genotypes.PUBLISHED.values()
@@ -606,8 +606,8 @@ def test_the_other_published_options_reach_the_run(images, tmp_path):
 
 def test_a_run_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
     script = start("train_cifar.py", *options_for(images, tmp_path))
-    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))          # before there is anything to continue from
-    for lines, seconds in [(0, 0), (1, 0.02), (4, 0)]:                     # lines in metrics.jsonl, seconds after
+    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))  # before there is anything to continue from
+    for lines, seconds in [(0, 0), (1, 0.02), (4, 0)]:  # lines in metrics.jsonl, seconds after
         script.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
         time.sleep(seconds)
         script.signal(signal.SIGKILL)

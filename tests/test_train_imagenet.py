@@ -21,7 +21,7 @@ import train_imagenet
 import utils
 from model import NetworkImageNet
 
-EPOCHS = 6                                                                 # the linear schedule needs more than 5
+EPOCHS = 6  # the linear schedule needs more than 5
 CLASSES = ("ant", "bee", "cow")
 TINY = shlex.split("--init_channels 4 --layers 3 --image_size 32 --device cpu")
 ONCE = [*TINY, "--epochs", 1, "--lr_scheduler", "cosine", "--batch_size", 8, "--workers", 0]
@@ -256,10 +256,10 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(undisturbed):
         assert {"epoch", "lr", "drop_path_prob", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5",
                 *MEASURED} == set(record)
         assert all(math.isfinite(value) for value in record.values())
-        assert record["lr"] == pytest.approx(linear(0.1 * 8 / 256, e, EPOCHS))   # no warm-up below 256
+        assert record["lr"] == pytest.approx(linear(0.1 * 8 / 256, e, EPOCHS))  # no warm-up below 256
         assert record["drop_path_prob"] == pytest.approx(0.2 * e / EPOCHS)
-        assert record["test_acc_top5"] == 100                              # of 3 classes
-        assert record["test_acc"] * 6 / 100 == pytest.approx(round(record["test_acc"] * 6 / 100))   # of 6 images
+        assert record["test_acc_top5"] == 100  # of 3 classes
+        assert record["test_acc"] * 6 / 100 == pytest.approx(round(record["test_acc"] * 6 / 100))  # of 6 images
         assert record["images_per_second"] * record["seconds"] == pytest.approx(13)
 
 
@@ -288,7 +288,7 @@ def evaluated(script, images, path, *words):
 def test_eval_of_the_weights_reports_the_accuracy_of_the_run(script, images, undisturbed, tmp_path):
     run_dir, _ = undisturbed
     records = metrics(run_dir)
-    best = max(records, key=lambda record: record["test_acc"])             # the first of equal ones
+    best = max(records, key=lambda record: record["test_acc"])  # the first of equal ones
     last, best = ([f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
                   for record in (records[-1], best))
     assert evaluated(script, images, run_dir / "weights.pt", "--workers", 0) == last
@@ -307,7 +307,7 @@ def test_eval_refuses_weights_of_another_class_count(images, tmp_path):
 # ---- other ways to train
 
 def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_224x224(script, tmp_path):
-    write_images(tmp_path / "DIR", train=1, val=1)                         # without a folder `imagenet`
+    write_images(tmp_path / "DIR", train=1, val=1)  # without a folder `imagenet`
     published = "--tmp_data_dir DIR --save log_path --auxiliary --note note_of_this_run"
     outcome = run(*script, *shlex.split(published), "--init_channels", 4, "--layers", 3, "--epochs", 1,
                   "--lr_scheduler", "cosine", "--device", "cpu", "--workers", 1, cwd=tmp_path)
@@ -317,7 +317,7 @@ def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_22
     args, state = json.loads((run_dir / "args.json").read_text())["args"], weights(run_dir / "weights.pt")
     assert (args["batch_size"], args["learning_rate"], args["auxiliary"]) == (1024, pytest.approx(0.5), True)
     assert state["classifier.bias"].shape == state["auxiliary_head.classifier.bias"].shape == (3,)
-    assert metrics(run_dir)[0]["lr"] == pytest.approx(0.5 / 5)             # warming up
+    assert metrics(run_dir)[0]["lr"] == pytest.approx(0.5 / 5)  # warming up
 
 
 def test_cosine_bf16_and_another_cell_reach_the_run(images, tmp_path):
@@ -351,15 +351,15 @@ def test_sigterm_ends_a_run_with_workers_with_status_143_and_a_command_that_cont
     assert epochs_done(run_dir) < EPOCHS and not (run_dir / "weights.pt").exists()
     command = continuation(outcome)
     assert command[-2:] == ["--resume", str(run_dir)]
-    outcome = run(script[0], *command)                                     # as it stands, nothing added
+    outcome = run(script[0], *command)  # as it stands, nothing added
     assert outcome.code == 0, outcome
-    assert_same_result(run_dir, undisturbed[0])                            # whose images were read without workers
+    assert_same_result(run_dir, undisturbed[0])  # whose images were read without workers
 
 
 def test_a_run_killed_at_any_moment_continues_to_the_same_result(script, images, undisturbed, tmp_path):
     process = start(*script, *options_for(images, tmp_path))
-    process.wait_until(lambda: list(tmp_path.glob("*/args.json")))         # before there is anything to continue from
-    for lines, seconds, workers in [(0, 0, 2), (1, 0.02, 0), (3, 0.01, 0)]:   # lines in metrics.jsonl, seconds after
+    process.wait_until(lambda: list(tmp_path.glob("*/args.json")))  # before there is anything to continue from
+    for lines, seconds, workers in [(0, 0, 2), (1, 0.02, 0), (3, 0.01, 0)]:  # lines in metrics.jsonl, seconds after
         process.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
         time.sleep(seconds)
         process.signal(signal.SIGKILL)

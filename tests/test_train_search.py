@@ -40,7 +40,7 @@ from model_search import Network
 
 TINY = shlex.split("--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 --device cpu")
 SHORT = [*TINY, "--epochs", "1", "--warmup_epochs", "0"]
-EPOCHS, WARMUP = 3, 1                                                      # of the runs on images()
+EPOCHS, WARMUP = 3, 1  # of the runs on images()
 # What a person can do about it: every message has one of these words.
 MEND = re.compile(r"did you mean|leave|give|use |name |choose|lower|add |put |replace|make|remove|must|start|say |mv ")
 
@@ -198,7 +198,7 @@ def split_parameters(network):
 
 
 def test_weight_steps_leave_the_alphas_alone(learner):
-    for _ in range(3):                                                     # then with momentum and old gradients
+    for _ in range(3):  # then with momentum and old gradients
         learner.architect.step(learner.images, learner.target)
         alphas, weights = split_parameters(learner.network)
         train_search.weight_step(learner.network, learner.optimizer, learner.images, learner.target, 5.0)
@@ -264,7 +264,7 @@ def test_learning_rate_follows_the_cosine_in_all_25_epochs():
 def test_sizes_of_a_found_cell_are_those_of_the_cifar_evaluation_network(golden):
     computed = golden("genotypes.json")["PDARTS"]["computed"]
     row = train_search.describe(None, genotypes.load("PDARTS"))
-    assert row["parameters"] == computed["params_cifar10"] == 3_433_798            # SPEC section 5
+    assert row["parameters"] == computed["params_cifar10"] == 3_433_798  # SPEC section 5
     assert row["multiply_adds"] == computed["macs_cifar10"]
     assert round(row["multiply_adds"] / 1e6, 1) == 532.2
 
@@ -283,7 +283,7 @@ def test_args_json_records_options_versions_device_and_commit(digits):
     record = json.loads((run_dir / "args.json").read_text())
     args = record["args"]
     assert (args["dataset"], args["epochs"], args["add_layers"]) == ("digits", 1, [0, 0])
-    assert args["dropout_rate"] == [0.1, 0.4, 0.7]                         # without the option: the published command's
+    assert args["dropout_rate"] == [0.1, 0.4, 0.7]  # without the option: the published command's
     assert (args["batch_size"], args["learning_rate"], args["arch_learning_rate"]) == (325, 0.025, 6e-4)
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["numpy"] == np.__version__
     assert "CPU" in record["device"].upper()
@@ -299,16 +299,16 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
     for record in records:
         assert set(record) == {"stage", "epoch", "lr", "skip_dropout", "train_loss", "train_acc", "valid_loss",
                                "valid_acc", "skips", *MEASURED}
-        assert all(math.isfinite(value) for value in record.values())      # all epochs are among a stage's last 4
+        assert all(math.isfinite(value) for value in record.values())  # all epochs are among a stage's last 4
         assert 0 <= record["train_acc"] <= 100 and 0 <= record["valid_acc"] <= 100 and 0 <= record["skips"] <= 8
         assert all(record[name] > 0 for name in ("train_loss", "valid_loss", *MEASURED))
-        assert record["images_per_second"] * record["seconds"] >= 648      # int(0.5 * 1297); seconds count validation
+        assert record["images_per_second"] * record["seconds"] >= 648  # int(0.5 * 1297); seconds count validation
 
 
 def test_the_log_has_a_line_every_report_freq_steps_and_names_the_device(digits):
     run_dir, outcome = digits
     text = (run_dir / "log.txt").read_text()
-    assert len(re.findall(r"stage 1 epoch 0 step \d", text)) == 2          # 648 images, 325 a step
+    assert len(re.findall(r"stage 1 epoch 0 step \d", text)) == 2  # 648 images, 325 a step
     assert "CPU" in text.splitlines()[0]
     assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())  # a date and a time in front
 
@@ -346,10 +346,10 @@ def test_warm_up_leaves_the_alphas_as_initialised_and_later_epochs_move_them(und
     for stage in (1, 2, 3):
         for cell in ("normal", "reduce"):
             alphas = arrays(undisturbed)[f"stage{stage}_{cell}"]
-            assert WARMUP == 1 and 5e-4 < alphas[0].std() < 2e-3           # 1e-3 * N(0, 1), as initialised
+            assert WARMUP == 1 and 5e-4 < alphas[0].std() < 2e-3  # 1e-3 * N(0, 1), as initialised
             assert all((alphas[e] != alphas[e - 1]).all() for e in range(WARMUP, EPOCHS))
             initial.append(alphas[0, :, :3])
-    assert len({a.tobytes() for a in initial}) == 6                        # every stage starts afresh
+    assert len({a.tobytes() for a in initial}) == 6  # every stage starts afresh
 
 
 def test_learning_rate_and_skip_dropout_of_every_epoch_follow_the_formulas(undisturbed):
@@ -364,7 +364,7 @@ def test_the_checkpoint_loads_without_pickled_code_and_its_optimizers_have_the_p
     state = checkpoint(undisturbed)
     sgd, adam = state["optimizer"]["param_groups"][0], state["alpha_optimizer"]["param_groups"][0]
     assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 3e-4)
-    assert sgd["lr"] == metrics(undisturbed)[-1]["lr"]                     # what was logged was used
+    assert sgd["lr"] == metrics(undisturbed)[-1]["lr"]  # what was logged was used
     assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (6e-4, (0.5, 0.999), 1e-3)
     for cell in ("normal", "reduce"):
         assert (state["network"][f"alphas_{cell}"].numpy() == arrays(undisturbed)[f"stage3_{cell}"][-1]).all()
@@ -381,7 +381,7 @@ def derive_from(run_dir):
 
 def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(undisturbed, tmp_path):
     run_dir = shutil.copytree(undisturbed, tmp_path / "run")
-    state = checkpoint(run_dir)                                            # alphas that find skip-connects everywhere
+    state = checkpoint(run_dir)  # alphas that find skip-connects everywhere
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
@@ -397,7 +397,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
         assert max_skip is None or row["skips"] <= max_skip
         network = NetworkCIFAR(36, 10, 20, False, genotype)
         assert row["parameters"] == sum(p.numel() for p in network.parameters())
-    assert restricted[2] == genotypes.load(str(run_dir))                   # M = 2 is the recommended one
+    assert restricted[2] == genotypes.load(str(run_dir))  # M = 2 is the recommended one
 
 
 @pytest.mark.parametrize("which", ["undisturbed", "digits"])
@@ -489,14 +489,14 @@ def test_the_other_published_options_reach_the_run(other):
     assert (sgd["momentum"], sgd["weight_decay"], adam["lr"], adam["weight_decay"]) == (0.8, 1e-4, 1e-3, 1e-2)
     expected = [0.001 + 0.019 * (1 + math.cos(math.pi * e / 3)) / 2 for e in range(3)]
     assert [record["lr"] for record in records[:3]] == pytest.approx(expected)
-    assert state["network"]["stem.0.weight"].shape[0] == 3 * (2 + 4)       # stage 3 adds 4 to --init_channels 2
+    assert state["network"]["stem.0.weight"].shape[0] == 3 * (2 + 4)  # stage 3 adds 4 to --init_channels 2
     assert len({key.split(".")[1] for key in state["network"] if key.startswith("cells.")}) == 2 + 1
     # int(0.4 * 24) = 9 images: one batch of 8, the one image left over can't be normalised
     assert re.findall(r"stage 1 epoch 0 step (\d+)", (other / "log.txt").read_text()) == ["1"]
 
 
 def test_all_warm_up_epochs_have_the_same_alphas(other):
-    for name, alphas in arrays(other).items():                             # the 2 cells of stages 1, 2 are reductions
+    for name, alphas in arrays(other).items():  # the 2 cells of stages 1, 2 are reductions
         if alphas.dtype.kind == "f":
             assert (alphas[0] == alphas[1]).all(), name
             assert (alphas[2] != alphas[1]).all() or name in ("stage1_normal", "stage2_normal"), name
@@ -510,15 +510,15 @@ def test_another_seed_starts_from_other_alphas(other, undisturbed):
 
 def test_a_search_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
     script = start("train_search.py", *options_for(images, tmp_path))
-    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))          # before there is anything to continue from
-    moments = [(0, 0), (1, 0), (2, 0.05), (4, 0.1), (4, 0.2), (8, 0.02)]   # lines in metrics.jsonl, seconds after
+    script.wait_until(lambda: list(tmp_path.glob("*/args.json")))  # before there is anything to continue from
+    moments = [(0, 0), (1, 0), (2, 0.05), (4, 0.1), (4, 0.2), (8, 0.02)]  # lines in metrics.jsonl, seconds after
     for lines, seconds in moments:
         script.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
         time.sleep(seconds)
         script.signal(signal.SIGKILL)
         assert script.wait().code == -signal.SIGKILL
         assert metrics(the_run(tmp_path)) == metrics(undisturbed)[:epochs_done(the_run(tmp_path))] \
-            if epochs_done(the_run(tmp_path)) else True                    # no torn, missing or doubled line
+            if epochs_done(the_run(tmp_path)) else True  # no torn, missing or doubled line
         script = start("train_search.py", "--resume", the_run(tmp_path))
     assert script.wait().code == 0
     assert_same_result(the_run(tmp_path), undisturbed)
@@ -557,7 +557,7 @@ def test_sigint_ends_a_run_with_status_130_and_a_command_that_continues_it(image
 def test_resuming_a_finished_run_says_its_result_again(undisturbed, images, tmp_path):
     run_dir = shutil.copytree(undisturbed, tmp_path / "run")
     repeated = [*options_for(images, json.loads((run_dir / "args.json").read_text())["args"]["save"])]
-    outcome = resumed(run_dir, *repeated, "--report_freq", 7, "--workers", 0)   # the same, or of no consequence
+    outcome = resumed(run_dir, *repeated, "--report_freq", 7, "--workers", 0)  # the same, or of no consequence
     assert str(genotypes.load(str(undisturbed))) in outcome.err
     assert_same_result(run_dir, undisturbed)
 
@@ -577,7 +577,7 @@ def test_options_that_would_change_the_run_are_refused_on_resume(stopped, option
 
 # ---- bad input
 
-NOWHERE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")   # whatever is downloaded, fails at once
+NOWHERE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # whatever is downloaded, fails at once
 
 
 def assert_refused(code, value, *options, save, env=None):
@@ -704,7 +704,7 @@ def test_a_folder_of_one_image_is_refused(images, tmp_path):
 
 
 def test_a_train_portion_that_leaves_too_few_images_is_refused(tmp_path):
-    assert_refused(1, "1 ", "--train_portion", "0.9999", save=tmp_path / "runs")   # 1296 and 1 of 1297
+    assert_refused(1, "1 ", "--train_portion", "0.9999", save=tmp_path / "runs")  # 1296 and 1 of 1297
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
@@ -789,7 +789,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_offered(stop
 
 
 def test_the_offered_command_continues_from_the_checkpoint_before(stopped, undisturbed, tmp_path):
-    run_dir = shutil.copytree(stopped[0], tmp_path / "a run")              # a path that a shell would split
+    run_dir = shutil.copytree(stopped[0], tmp_path / "a run")  # a path that a shell would split
     (run_dir / "checkpoint.pt").write_bytes(b"")
     message = error_line(run("train_search.py", "--resume", run_dir), code=1)
     subprocess.run(["sh", "-c", re.search(r"mv .*checkpoint\.pt'?", message).group()], check=True)
@@ -903,4 +903,4 @@ def test_runs_of_the_same_second_and_note_get_directories_of_their_own(images, t
     one, other = sorted((tmp_path / "runs").iterdir())
     assert "twin-20300102-030405" in one.name and "twin-20300102-030405" in other.name
     assert_same_result(one, other)
-    assert len(metrics(one)) == 3                                          # neither wrote into the other's
+    assert len(metrics(one)) == 3  # neither wrote into the other's

@@ -20,7 +20,7 @@ import visualize
 from genotypes import OPERATIONS, PRIMITIVES
 
 ROOT = Path(__file__).parent.parent
-NOTE = "a<b>&'c"                                                           # a note that HTML and the shell must escape
+NOTE = "a<b>&'c"  # a note that HTML and the shell must escape
 FOUND = genotypes.load("random:3")
 
 
@@ -121,7 +121,7 @@ def test_no_two_boxes_of_a_cell_overlap(name):
         boxes = [(point[0], y) for point, y in places.items() if point[1] != "bend"]
         assert all(abs(y - other) > 0.25 for i, (column, y) in enumerate(boxes)
                    for column_other, other in boxes[:i] if column == column_other)
-        for _, points in edges:                                            # left to right, a column at a time
+        for _, points in edges:  # left to right, a column at a time
             assert [point[0] for point in points] == list(range(points[0][0], points[-1][0] + 1))
         assert places[0, "state", 0] > places[0, "state", 1]
 

@@ -1,15 +1,18 @@
-"""The evaluation networks: a found cell stacked 20 times for CIFAR, 14 times for ImageNet (sections 4.3, 4.4)."""
+"""The evaluation networks: a found cell stacked 20 times for CIFAR, 14 times for ImageNet (sections 4.3, 4.4).
+
+This is the definition, operation by operation. Training takes the cells from fast/, in less time and memory, unless
+`network.fast` is set to False; evaluation mode always runs what stands here.
+"""
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused import average_pixels, fast_layout
+import fast
 from genotypes import Genotype
-from operations import FactorizedReduce, ReLUConvBN, build, drop_path
+from operations import FactorizedReduce, ReLUConvBN, build, drop_path, global_average_pool
 
 
 class Cell(nn.Module):
-    """A cell: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W), both after ReLU -> (B, len(concat) * C, H', W')."""
+    """A found cell: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W) -> (B, len(concat) * C, H', W')."""
 
     def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool,
                  reduction_prev: bool):
@@ -23,25 +26,16 @@ class Cell(nn.Module):
         self._ops = nn.ModuleList(build(op, C, 2 if reduction and state < 2 else 1) for op, state in genes)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
-        states = [_apply(self.preprocess0, s0, s0), _apply(self.preprocess1, s1, s1)]  # (B, C, H, W) each
-        activated = {}  # one ReLU of a state serves all its edges
+        states = [self.preprocess0(s0), self.preprocess1(s1)]  # (B, C, H, W) each
         for i, (op, source) in enumerate(zip(self._ops, self.sources)):
-            x = states[source]
-            if self.training and hasattr(op, "after_relu") and source not in activated:
-                activated[source] = F.relu(x)
-            y = _apply(op, x, activated.get(source))
+            y = op(states[source])
             if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
                 y = drop_path(y, drop_prob)
             if i % 2 == 0:
-                states.append(y)  # a node sums two edges
+                first = y
             else:
-                states[-1] = states[-1] + y
+                states.append(first + y)  # a node sums two edges
         return torch.cat([states[i] for i in self.concat], dim=1)
-
-
-def _apply(op: nn.Module, x: Tensor, activated: Tensor | None) -> Tensor:
-    """op(x), in training from activated = relu(x) where the operation begins with a ReLU."""
-    return op.after_relu(activated) if op.training and hasattr(op, "after_relu") else op(x)
 
 
 class AuxiliaryHead(nn.Module):
@@ -65,16 +59,18 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(average_pixels(self.features(x)))  # (B, num_classes)
+        return self.classifier(global_average_pool(self.features(x)))  # (B, num_classes)
 
 
 class _Body(nn.Module):
     """What both networks share: the stacked cells, the classifier, the auxiliary head, drop path."""
 
+    fast = True  # train by fast/, which computes the same
+
     def _stack(self, C_prev_prev: int, C_prev: int, C: int, num_classes: int, layers: int, genotype: Genotype,
                reduction_prev: bool, auxiliary_stride: int | None) -> None:
         self.drop_path_prob = 0.0
-        self.auxiliary_cell = 2 * layers // 3
+        self.auxiliary_cell, self.auxiliary_head = 2 * layers // 3, None
         self.cells = nn.ModuleList()
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
@@ -86,15 +82,16 @@ class _Body(nn.Module):
                 self.auxiliary_head = AuxiliaryHead(C_prev, num_classes, auxiliary_stride)
         self.classifier = nn.Linear(C_prev, num_classes)
 
-    def _head(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
         logits_aux = None
-        for i, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
-            if i + 1 < len(self.cells):
-                s1 = F.relu_(s1)  # all that takes it begins with a ReLU
-            if i == self.auxiliary_cell and self.training and hasattr(self, "auxiliary_head"):
-                logits_aux = self.auxiliary_head(s1)  # (B, num_classes)
-        return self.classifier(average_pixels(s1)), logits_aux  # (B, num_classes)
+        if self.training and self.fast:
+            s1, logits_aux = fast.train_cells(self, s0, s1)  # the loop below, in less time and memory
+        else:
+            for i, cell in enumerate(self.cells):
+                s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+                if i == self.auxiliary_cell and self.training and self.auxiliary_head:
+                    logits_aux = self.auxiliary_head(s1)
+        return self.classifier(global_average_pool(s1)), logits_aux  # (B, num_classes) each
 
 
 class NetworkCIFAR(_Body):
@@ -109,8 +106,8 @@ class NetworkCIFAR(_Body):
         self._stack(3 * C, 3 * C, C, num_classes, layers, genotype, False, 3 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = F.relu_(self.stem(fast_layout(images)))  # (B, 3C, H, W)
-        return self._head(x, x)
+        s0 = s1 = self.stem(images)  # (B, 3C, H, W)
+        return self._classify(s0, s1)
 
 
 class NetworkImageNet(_Body):
@@ -136,6 +133,6 @@ class NetworkImageNet(_Body):
         self._stack(C, C, C, num_classes, layers, genotype, True, 2 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0 = F.relu_(self.stem0(fast_layout(images)))  # (B, C, H/4, W/4)
-        s1 = F.relu_(self.stem1(s0))  # (B, C, H/8, W/8)
-        return self._head(s0, s1)
+        s0 = self.stem0(images)  # (B, C, H/4, W/4)
+        s1 = self.stem1(s0)  # (B, C, H/8, W/8)
+        return self._classify(s0, s1)

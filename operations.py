@@ -1,13 +1,10 @@
 """The candidate operations of a cell's edge (DARTS / P-DARTS search space), and drop path.
 
 The layout of the modules fixes the `state_dict` keys, which are the published ones: weights people have load unchanged.
-`forward` is the definition; in training, `after_relu` computes the same from relu(x), faster and with less memory.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from fused import EverySecond, depthwise_of, pointwise_norm, redilate
 
 
 class ReLUConvBN(nn.Module):
@@ -24,9 +21,6 @@ class ReLUConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
-    def after_relu(self, x: Tensor) -> Tensor:
-        return pointwise_norm(x, self.op[1], self.op[2])
-
 
 class FactorizedReduce(nn.Module):
     """ReLU, two 1x1 stride-2 convolutions on alternate pixels, batch norm: (B, C_in, H, W) -> (B, C_out, H/2, W/2).
@@ -37,22 +31,14 @@ class FactorizedReduce(nn.Module):
     def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)  # on every second pixel: that is stride 2
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
         self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after_relu(self.relu(x))
-
-    def after_relu(self, x: Tensor) -> Tensor:
-        return self.bn(self.project(x))
-
-    def project(self, x: Tensor) -> Tensor:
-        # Not stride=2: in channels-last memory torch 2.14's kernel for it writes out of bounds at few channels.
-        if x.size(2) % 2 or x.size(3) % 2:
-            x = F.pad(x, (0, x.size(3) % 2, 0, x.size(2) % 2))
-        pixels, shifted = EverySecond.apply(x, (0, 1))
-        return torch.cat([self.conv_1(pixels), self.conv_2(shifted)], dim=1)
+        x = F.pad(self.relu(x), (0, x.size(3) % 2, 0, x.size(2) % 2))
+        # Every second pixel, not stride=2: in channels-last memory torch 2.14's kernel for that writes out of bounds.
+        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
 class DilConv(nn.Module):
@@ -70,10 +56,6 @@ class DilConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
-    def after_relu(self, x: Tensor) -> Tensor:
-        _, depthwise, pointwise, bn = self.op
-        return redilate(pointwise_norm(depthwise_of(x, depthwise), pointwise, bn), x.size(0))
-
 
 class SepConv(nn.Module):
     """Twice (ReLU, depthwise kxk, pointwise, batch norm), the stride in the first depthwise: as DilConv's shapes."""
@@ -85,7 +67,7 @@ class SepConv(nn.Module):
             nn.Conv2d(C, C, kernel, stride, padding=kernel // 2, groups=C, bias=False),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
-            nn.ReLU(inplace=True),  # batch norm keeps its input, not its output
+            nn.ReLU(),
             nn.Conv2d(C, C, kernel, padding=kernel // 2, groups=C, bias=False),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
@@ -93,11 +75,6 @@ class SepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
-
-    def after_relu(self, x: Tensor) -> Tensor:
-        _, depthwise1, pointwise1, bn1, relu, depthwise2, pointwise2, bn2 = self.op
-        x = relu(pointwise_norm(depthwise_of(x, depthwise1), pointwise1, bn1))
-        return pointwise_norm(depthwise_of(x, depthwise2), pointwise2, bn2)
 
 
 def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:
@@ -124,16 +101,13 @@ def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module
     return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
 
 
-def dropout(x: Tensor, drop_prob: float) -> Tensor:
-    """Dropout whose rate may change without being compiled anew."""
-    if not torch.compiler.is_compiling():
-        return F.dropout(x, drop_prob)
-    keep_prob = 1.0 - drop_prob
-    return x * ((torch.rand_like(x) < keep_prob) / keep_prob).to(x.dtype)
-
-
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
     keep_prob = 1.0 - drop_prob
     mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob  # bernoulli_ would recompile for each rate
     return x * (mask / keep_prob).to(x.dtype)
+
+
+def global_average_pool(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C)."""
+    return F.avg_pool2d(x, x.shape[2:]).flatten(1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import data
 import engine
+import fast
 import genotypes
 import progressive
 import utils
@@ -148,11 +149,7 @@ def build_stage(stage: Stage, state: dict, num_classes: int, train_batches: data
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
-        torch.compiler.reset()  # forget the stage before
-        # Per shape of a cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
-        torch._dynamo.config.recompile_limit = 8 * stage.layers
-        for cell in network.cells:
-            cell.mix = torch.compile(cell.mix)
+        fast.compile_cells(network)
     utils.share_rank0(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, device, args.amp)

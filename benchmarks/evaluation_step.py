@@ -1,9 +1,9 @@
-"""Time and memory of a training step of the CIFAR evaluation network against the plain formulation, in one process.
+"""Time and memory of a training step of the CIFAR evaluation network, fast/ against the definition, in one process.
 
     python benchmarks/evaluation_step.py                   # PDARTS, 36 channels, 20 cells, 32x32
-Plain: every operation's own modules in turn, contiguous tensors, no sharing, the default optimizer. Both must first
-agree in float64 on loss and gradients. Steps are interleaved; seconds are medians, ratios are plain / this. Kept: bytes
-of the storages saved for backward, parameters and buffers not counted, per image.
+Plain: the definition (`network.fast = False`) on contiguous tensors, with the default optimizer. Both must first agree
+in float64 on loss, gradients and statistics. Steps are interleaved; seconds are medians, ratios are plain / this. Kept:
+bytes of the storages saved for backward, parameters and buffers not counted, per image.
 """
 import argparse
 import copy
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from search_step import dispatches, file_to_write, kept_bytes, peak_bytes, seconds, write_json
+from search_step import check, dispatches, file_to_write, kept_bytes, peak_bytes, seconds, write_json
 
 import genotypes
 import utils
@@ -33,29 +33,6 @@ def get_args_parser() -> utils.Parser:
     parser.add_argument("--threads", type=utils.number(int, 1), default=2, help="of the CPU")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
-
-
-class Plain(nn.Module):
-    """The network over the modules of a NetworkCIFAR, operation by operation."""
-
-    def __init__(self, network: NetworkCIFAR):
-        super().__init__()
-        self.network = network
-        for module in network.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        s0 = s1 = self.network.stem(images)  # (B, 3C, H, W)
-        for i, cell in enumerate(self.network.cells):
-            states = [cell.preprocess0(s0), cell.preprocess1(s1)]
-            edges = list(zip(cell._ops, cell.sources))
-            for (op1, a), (op2, b) in zip(edges[::2], edges[1::2]):
-                states.append(op1(states[a]) + op2(states[b]))
-            s0, s1 = s1, torch.cat([states[j] for j in cell.concat], dim=1)
-            if i == self.network.auxiliary_cell:
-                logits_aux = self.network.auxiliary_head(s1)
-        return self.network.classifier(s1.mean(dim=(2, 3))), logits_aux
 
 
 def loss_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
@@ -75,24 +52,14 @@ def make_step(model: nn.Module, fused: bool):
     return step
 
 
-def check(network: NetworkCIFAR, images: Tensor, target: Tensor) -> None:
-    """Both formulations agree on loss and gradients in float64."""
-    grads = []
-    for build in (Plain, lambda same: same):
-        same = copy.deepcopy(network).double()
-        loss_of(build(same), images[:2].double(), target[:2]).backward()
-        grads.append({name: p.grad for name, p in same.named_parameters()})
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=1e-8, atol=1e-8 * float(grad.abs().max()), msg=name)
-
-
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.load(args.arch))
     images, target = torch.randn(args.batch_size, 3, 32, 32), torch.randint(10, (args.batch_size,))
-    check(network, images, target)
-    models = {"plain": Plain(copy.deepcopy(network)), "this": copy.deepcopy(network)}
+    check(network, loss_of, images[:2], target[:2])
+    models = {"plain": copy.deepcopy(network), "this": copy.deepcopy(network)}
+    models["plain"].fast = False
     steps = {name: make_step(model, fused=name == "this") for name, model in models.items()}
     times = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):

@@ -1,10 +1,10 @@
-"""Time and memory of a search step, the supernet against the plain formulation of the same mathematics, in one process.
+"""Time and memory of a search step, fast/ against the definition of the same supernet, in one process.
 
     python benchmarks/search_step.py                       # the three stages at 16 channels, 32x32: minutes on a CPU
     python benchmarks/search_step.py --stages 1 --repeats 9 --json stage1.json
     python benchmarks/search_step.py --growth              # how a step grows with cells, channels, batch, image size
-Plain: every candidate applied by itself on every edge, w * op(x) summed, all parameters requiring gradients in both
-steps, contiguous tensors, default optimizers. Both must first agree in float64 on logits, gradients and statistics.
+Plain: the definition (`network.fast = False`) as a script would first train it: all parameters requiring gradients in
+both steps, contiguous tensors, default optimizers. Both must first agree in float64 on loss, gradients and statistics.
 Steps are interleaved; seconds are medians, ratios are plain / this. Bytes are those of one image: `kept` for the
 backward pass (storages of saved tensors other than parameters and buffers), `peak` above what a weight step began with.
 """
@@ -62,49 +62,12 @@ def get_args_parser() -> utils.Parser:
     return parser
 
 
-class Plain(nn.Module):
-    """The supernet over the modules of a `Network`, candidate by candidate."""
-
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-        for module in network.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
-        self.alphas_normal, self.alphas_reduce = network.alphas_normal, network.alphas_reduce
-
-    def forward(self, images: Tensor) -> Tensor:
-        return plain_forward(self.network, images)
-
-
-def plain_forward(network: Network, images: Tensor) -> Tensor:
-    weights = [F.softmax(network.alphas_normal, dim=-1), F.softmax(network.alphas_reduce, dim=-1)]
-    s0 = s1 = network.stem(images)  # (B, 3C, H, W)
-    for cell, reduction in zip(network.cells, network.reductions):
-        s0, s1 = s1, plain_cell(cell, s0, s1, weights[reduction], network.skip_dropout)  # (B, 4C, H, W)
-    return network.classifier(s1.mean(dim=(2, 3)))  # (B, num_classes)
-
-
-def plain_cell(cell: nn.Module, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float) -> Tensor:
-    states, edge = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
-    for _ in range(4):
-        node = 0
-        for state in states:
-            mixed = cell.cell_ops[edge]
-            for primitive, op, weight in zip(mixed.primitives, mixed.m_ops, weights[edge]):
-                if primitive != "none":
-                    skip = isinstance(op, nn.Identity)
-                    node = node + weight * (F.dropout(state, skip_dropout, cell.training) if skip else op(state))
-            edge += 1
-        states.append(node)  # (B, C, H', W')
-    return torch.cat(states[2:], dim=1)  # (B, 4C, H', W')
-
-
 class PlainSteps:
     """Both steps as a script would first write them."""
 
     def __init__(self, network: Network):
-        self.model = Plain(network)
+        self.model = network
+        network.fast = False
         alphas = [network.alphas_normal, network.alphas_reduce]
         weights = [p for p in network.parameters() if all(p is not a for a in alphas)]
         self.alphas = alphas, torch.optim.Adam(alphas, 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
@@ -152,16 +115,19 @@ def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
     return Network(args.channels, 10, layers, *candidates).to(args.device).train()
 
 
-def check(network: Network, images: Tensor, target: Tensor) -> float:
-    """The largest relative difference, in float64, of logits, gradients and running statistics to the plain ones."""
+def check(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> None:
+    """Raise AssertionError where fast/ and the definition differ, in float64, in loss, gradients or statistics."""
     results = []
-    for build in (Plain, lambda same: same):
+    for fast in (False, True):
         same = copy.deepcopy(network).double()
-        logits = build(same)(images[:4].double())
-        F.cross_entropy(logits, target[:4]).backward()
-        variances = [b for name, b in same.named_buffers() if name.endswith("running_var") and "m_ops" not in name]
-        results.append([logits.detach(), *(p.grad for p in same.parameters() if p.grad is not None), *variances])
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(*results))
+        same.fast = fast
+        loss = loss_of(same, images.double(), target)
+        loss.backward()
+        gradients = {name: p.grad for name, p in same.named_parameters() if p.grad is not None}
+        results.append({"loss": loss.detach(), **gradients, **dict(same.named_buffers())})
+    for name, tensor in results[0].items():
+        error = float((results[1][name] - tensor).abs().max())
+        assert error <= 1e-8 * max(1e-5, float(tensor.abs().max())), f"not the same {name}: off by {error:.1e}"
 
 
 class Dispatches(TorchDispatchMode):
@@ -185,9 +151,8 @@ def dispatches(step, *batch) -> int:
 def kept_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
     """Bytes of the storages that a forward pass keeps for backward, parameters and buffers not counted."""
     model = copy.deepcopy(model)
-    if not isinstance(model, Plain):
-        for name, p in model.named_parameters():
-            p.requires_grad_(name.startswith("alphas") == (trained == "alpha"))
+    for name, p in model.named_parameters():
+        p.requires_grad_(not model.fast or name.startswith("alphas") == (trained == "alpha"))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages = {}
 
@@ -233,8 +198,7 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
     network = supernet(layers, K, args)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     target = torch.randint(10, (args.batch_size,), device=args.device)
-    difference = check(network, images, target)
-    assert difference < 1e-8, f"not the same mathematics: {difference:.1e}"
+    check(network, lambda model, *batch: F.cross_entropy(model(batch[0]), batch[1]), images[:4], target[:4])
     steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
              OurSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
     times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha")}

@@ -1,5 +1,4 @@
 """The supernet and the evaluation networks against the vectors, and what SPEC says of their parts."""
-import copy
 import json
 import math
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vectors import WAYS, assert_equals_vector, assert_gradient_norms_equal, load_state
 
 import genotypes
 from genotypes import OPERATIONS, PRIMITIVES, Genotype
@@ -19,39 +19,18 @@ FROM_INPUTS = [0, 1, 2, 3, 5, 6, 9, 10]  # edges from s0, s1: stride 2 in a redu
 FROM_NODES = [4, 7, 8, 11, 12, 13]  # stride 1 everywhere
 
 
-def assert_equals_vector(actual, expected) -> None:
-    """Equal to 1e-8 of the vector's largest entry."""
-    expected = torch.as_tensor(expected)
-    bound = 1e-8 * expected.abs().max().item()
-    torch.testing.assert_close(torch.as_tensor(actual).detach(), expected, rtol=0, atol=bound)
-
-
-def load_state(network: nn.Module, vectors) -> nn.Module:
-    """The network in float64 with the recorded state, its keys exactly the published ones."""
-    keys = [key for key in vectors.files if key.startswith("state/")]
-    network.double().load_state_dict({key.removeprefix("state/"): torch.from_numpy(vectors[key]) for key in keys})
-    return network
-
-
-def assert_gradient_norms_equal(network: nn.Module, vectors) -> None:
-    norms = {name: p.grad.norm() for name, p in network.named_parameters() if not name.startswith("alphas_")}
-    assert set(norms) == {key.removeprefix("gradnorm/") for key in vectors.files if key.startswith("gradnorm/")}
-    for name, norm in norms.items():
-        assert_equals_vector(norm, vectors[f"gradnorm/{name}"])
-
-
 def parameters(network: nn.Module) -> int:
     """The number of parameters, the auxiliary head not counted."""
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head."))
 
 
-@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("fast, grad_checkpoint", WAYS)
 @pytest.mark.parametrize("num_candidates, layers", [(8, 5), (5, 5), (3, 6)])
-def test_supernet_reproduces_the_vectors(golden, num_candidates, layers, grad_checkpoint):
+def test_supernet_reproduces_the_vectors(golden, num_candidates, layers, fast, grad_checkpoint):
     vectors = golden(f"supernet_{num_candidates}ops.npz")
     candidates = json.loads(str(vectors["candidates"]))
     network = load_state(Network(4, 10, layers, candidates["normal"], candidates["reduce"]), vectors)
-    network.grad_checkpoint = grad_checkpoint
+    network.fast, network.grad_checkpoint = fast, grad_checkpoint
     images, target = torch.from_numpy(vectors["input"]).double(), torch.from_numpy(vectors["target"])
     logits = network(images)
     loss = F.cross_entropy(logits, target)
@@ -64,14 +43,16 @@ def test_supernet_reproduces_the_vectors(golden, num_candidates, layers, grad_ch
     assert_equals_vector(network.eval()(images), vectors["logits_eval_after"])
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("file, network_class, cell, arguments", [
     ("cifar_pdarts", NetworkCIFAR, "PDARTS", (4, 10, 6, True)),
     ("cifar_darts_v2", NetworkCIFAR, "DARTS_V2", (6, 100, 5, False)),
     ("imagenet_pdarts", NetworkImageNet, "PDARTS", (8, 20, 6, True)),
 ])
-def test_evaluation_network_reproduces_the_vectors(golden, file, network_class, cell, arguments):
+def test_evaluation_network_reproduces_the_vectors(golden, file, network_class, cell, arguments, fast):
     vectors = golden(f"{file}.npz")
     network = load_state(network_class(*arguments, genotypes.load(cell)), vectors)
+    network.fast = fast
     images, target = torch.from_numpy(vectors["input"]).double(), torch.from_numpy(vectors["target"])
     logits, logits_aux = network.eval()(images)
     assert logits_aux is None
@@ -205,51 +186,6 @@ def skip_network(layers: int, normal_skips: list[int], reduce_skips: list[int], 
     return network
 
 
-def by_definition(network: Network, images: torch.Tensor) -> torch.Tensor:
-    """The logits by Cell.forward and the modules' own forward, candidate by candidate."""
-    weights = [F.softmax(alphas, dim=-1) for alphas in (network.alphas_normal, network.alphas_reduce)]
-    s0 = s1 = network.stem(images)
-    for cell, reduction in zip(network.cells, network.reductions):
-        s0, s1 = s1, cell(s0, s1, weights[reduction])
-    return network.classifier(s1.mean(dim=(2, 3)))
-
-
-@pytest.mark.parametrize("grad_checkpoint", [False, True])
-@pytest.mark.parametrize("trained", ["alphas", "weights", "both"])
-@pytest.mark.parametrize("height, width", [(16, 16), (12, 20), (15, 8), (8, 8)])
-def test_training_computes_what_the_cells_define(height, width, trained, grad_checkpoint):
-    torch.manual_seed(0)
-    network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14).double()  # reduces in cells 1 and 2
-    for name, p in network.named_parameters():
-        p.requires_grad_(trained == "both" or name.startswith("alphas") == (trained == "alphas"))
-    images, results = torch.randn(4, 3, height, width, dtype=torch.float64), []
-    for forward in (by_definition, Network.__call__):
-        same = copy.deepcopy(network)
-        same.grad_checkpoint = grad_checkpoint
-        logits = forward(same, images)
-        logits.square().sum().backward()
-        # Not those of the pools: edges share them, so that by definition they move several times.
-        statistics = [b for name, b in same.named_buffers() if "running" in name
-                      and ("m_ops" not in name or ".op." in name or ".bn." in name)]
-        results.append([logits, *(p.grad for p in same.parameters() if p.requires_grad), *statistics])
-    assert len(results[0]) == len(results[1])
-    for actual, expected in zip(results[1], results[0]):
-        assert_equals_vector(actual, expected.detach())
-
-
-def test_a_recomputed_cell_drops_the_same_values_and_moves_its_statistics_once():
-    results = []
-    for grad_checkpoint in (False, True):
-        torch.manual_seed(0)
-        network = Network(2, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.5).double()
-        network.grad_checkpoint = grad_checkpoint
-        network(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
-        results.append([*(p.grad for p in network.parameters()), *network.buffers()])
-        assert {int(b) for name, b in network.named_buffers() if name.endswith("tracked")} == {1}
-    for actual, expected in zip(results[1], results[0]):
-        assert_equals_vector(actual, expected)
-
-
 def test_none_contributes_exactly_zero():
     """With all weight on `none` every cell gives zeros, and the classifier its bias."""
     network = skip_network(4, [], [])
@@ -333,7 +269,7 @@ def test_drop_path_exempts_the_identity_and_acts_in_training_only():
     torch.manual_seed(0)
     genes = [("avg_pool_3x3", 0), ("skip_connect", 1)]
     cell = Cell(Genotype(genes, [2], genes, [2]), 4, 4, 4, False, False).double()
-    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64).relu()  # a cell takes what has passed a ReLU
+    s0, s1 = torch.randn(2, 64, 4, 6, 6, dtype=torch.float64)
     identity = cell.preprocess1(s1)
     pool = cell(s0, s1, 0.0) - identity
     dropped = cell(s0, s1, 0.4) - identity
@@ -377,74 +313,3 @@ def test_the_seed_determines_network_and_forward(make):
         output = network(torch.randn(4, 3, 16, 16))
         logits.append(output[0] if isinstance(output, tuple) else output)
     assert torch.equal(logits[0], logits[1]) and not torch.allclose(logits[0], logits[2])
-
-
-@pytest.mark.parametrize("network_class, size", [(NetworkCIFAR, 32), (NetworkImageNet, 224)])
-def test_networks_compile_as_one_graph_with_the_same_gradients(network_class, size):
-    torch.manual_seed(0)
-    eager = network_class(4, 10, 3, True, PDARTS).double()
-    network = copy.deepcopy(eager)
-    images = torch.randn(2, 3, size, size, dtype=torch.float64)
-    for call in (eager, torch.compile(network, fullgraph=True, backend="aot_eager")):
-        logits, logits_aux = call(images)
-        (logits.square().sum() + 0.4 * logits_aux.square().sum()).backward()
-    expected = torch.cat([p.grad.flatten() for p in eager.parameters()])
-    assert_equals_vector(torch.cat([p.grad.flatten() for p in network.parameters()]), expected)
-
-
-def graph_collector():
-    """A list, and a backend for torch.compile that runs graphs as they are and puts them there."""
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-    return graphs, backend
-
-
-def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
-    """600 epochs have 600 probabilities, and torch.compile gives up after 8 graphs: one for any probability must do."""
-    graphs, backend = graph_collector()
-    network = NetworkCIFAR(4, 10, 1, False, PDARTS)
-    compiled = torch.compile(network, fullgraph=True, backend=backend)
-    for epoch in range(1, 5):
-        network.drop_path_prob = 0.3 * epoch / 600
-        compiled(torch.randn(2, 3, 16, 16))
-    assert len(graphs) <= 2
-
-
-def test_supernet_cells_of_one_shape_share_a_graph():
-    graphs, backend = graph_collector()
-    candidates = [["skip_connect", "dil_conv_3x3"]] * 14
-    network = Network(2, 10, 12, candidates, candidates)  # reduces in cells 4 and 8
-    for i in (2, 3, 5):  # two of one shape, and another
-        network.cells[i].mix = torch.compile(network.cells[i].mix, fullgraph=True, backend=backend)
-    network(torch.randn(2, 3, 16, 16)).sum().backward()
-    assert len(graphs) == 2
-
-
-@pytest.mark.parametrize("grad_checkpoint", [False, True])
-def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout(grad_checkpoint):
-    graphs, backend = graph_collector()
-    candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14  # two convolutions of one state
-    torch.manual_seed(0)
-    eager = Network(2, 10, 1, candidates, candidates).double()
-    network = copy.deepcopy(eager)
-    network.cells[0].mix = torch.compile(network.cells[0].mix, fullgraph=True, backend=backend)
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    weights = ("stem", "cells") if grad_checkpoint else "cells"  # checkpointed, an input needs a gradient
-    for skip_dropout in (0.0, 0.3, 0.2, 0.1):
-        for trained in ("alphas", weights):
-            gradients = []
-            for supernet in (eager, network):
-                supernet.skip_dropout, supernet.grad_checkpoint = skip_dropout, grad_checkpoint
-                for name, p in supernet.named_parameters():
-                    p.requires_grad_(name.startswith(trained))
-                supernet.zero_grad()
-                supernet(images).square().sum().backward()
-                gradients.append(torch.cat([p.grad.flatten() for p in supernet.parameters() if p.grad is not None]))
-            if not skip_dropout:  # else they drop other values
-                assert_equals_vector(gradients[1], gradients[0])
-    passes = 2 if grad_checkpoint else 1
-    assert len(graphs) <= 4 * passes  # dropout's rate becomes a variable once

@@ -1,4 +1,4 @@
-"""The networks' convolutions and norms as autograd Functions that keep little for the backward pass.
+"""The networks' norms, pools and sums as autograd Functions that keep little for the backward pass.
 
 In the supernet n branches of one kind run side by side: they lie on the channel axis, (B, nC, H, W), so a depthwise, a
 pointwise or a norm of all of them is one call. Kept per branch: in the weight step the output of each depthwise
@@ -11,21 +11,13 @@ needs a gradient, mistakes two tensors for `ctx` and one.
 """
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.autograd import Function
+
+from fast.depthwise import conv_backward, depthwise, depthwise_backward, side_by_side
+from fast.pixels import Interleave, redilate
 
 EPS, MOMENTUM = 1e-5, 0.1  # those of nn.BatchNorm2d
 aten = torch.ops.aten
-
-
-def fast_layout(images: Tensor) -> Tensor:
-    """The images (B, 3, H, W) in the memory order that a network runs best in, which its layers then keep."""
-    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
-
-
-def average_pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C). Not `x.mean`: its gradient would leave channels-last memory, and slow a cell."""
-    return F.avg_pool2d(x, x.shape[2:]).flatten(1)
 
 
 class Stack(Function):
@@ -53,145 +45,6 @@ class Stack(Function):
         small, large = g.split([ctx.C * ctx.n_small, ctx.C * (ctx.n - ctx.n_small)])
         small = F.pad(small, [-1] * 4).split(ctx.C) if ctx.n_small else ()
         return None, None, None, *small, *large.split(ctx.C)
-
-
-def side_by_side(maps) -> Tensor:
-    """n maps (B, C, H, W) -> (B, nC, H, W)."""
-    return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
-
-
-def depthwise(x: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    return F.conv2d(x, kernel, None, stride, dilation * (kernel.size(-1) // 2), dilation, groups=x.size(1))
-
-
-def conv_backward(g, x, weight, stride=1, padding=(0, 0), dilation=1, groups=1, mask=(True, True)):
-    """Gradients with regard to x and weight, where `mask` asks for them."""
-    return aten.convolution_backward(g, x, weight, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], groups,
-                                     [*mask, False])[:2]
-
-
-def depthwise_backward(g, x, kernel, stride=1, dilation=1, wants_kernel=True):
-    """Gradients of `depthwise` with regard to x and kernel."""
-    k, dense = kernel.size(-1), stride == dilation == 1
-    by_columns = wants_kernel and k == 5 and x.size(3) % 2 == 0
-    if x.device.type == "cpu" and dense and (by_columns or not wants_kernel):
-        # The same convolution, its kernel turned around, is faster than oneDNN's gradient.
-        return depthwise(g, kernel.flip(2, 3)), kernel_gradient_5x5(g, x, kernel) if wants_kernel else None
-    padding = [dilation * (k // 2)] * 2
-    return conv_backward(g, x, kernel, stride, padding, dilation, x.size(1), (True, wants_kernel))
-
-
-def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-    """The same gradient from kernels of width 3, for which oneDNN is several times faster: (C, 1, 5, 5).
-
-    Width 3 on the maps gives columns 1, 2, 3. In channels-last memory two neighbouring pixels are one pixel of 2C
-    channels, whose neighbours are two columns away: width 3 on that view gives columns 0, 2, 4, of even and odd pixels.
-    """
-    B, C, H, W = x.shape
-    rows = 2
-    if H < 5:  # fast only on maps as tall as the kernel
-        x, rows = F.pad(x, (0, 0, 2, 2)), 0
-    g, x = (m.contiguous(memory_format=torch.channels_last) for m in (g, x))
-    pairs = (m.as_strided((B, 2 * C, m.size(2), W // 2), (m.size(2) * W * C, 1, W * C, 2 * C)) for m in (g, x))
-    narrow, mask = kernel.new_empty(2 * C, 1, 5, 3), (False, True)  # its shape is all that counts here
-    _, near = conv_backward(g, x, narrow[:C], 1, [rows, 1], 1, C, mask)
-    _, far = conv_backward(*pairs, narrow, 1, [rows, 1], 1, 2 * C, mask)
-    one, two, three = near.unbind(-1)
-    zero, _, four = far.view(2, C, 1, 5, 3).sum(0).unbind(-1)
-    return torch.stack([zero, one, two, three, four], dim=-1)
-
-
-class Interleave(Function):
-    """(B, C, H, W) -> (4B, C, H/2, W/2): the even and odd rows and columns as four images."""
-
-    @staticmethod
-    def forward(ctx, x):
-        B, C, H, W = x.shape
-        x = x.contiguous(memory_format=torch.channels_last)
-        x = x.as_strided((2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1)).contiguous()
-        return x.as_strided((4 * B, C, H // 2, W // 2), (H * W * C // 4, 1, W * C // 2, C))
-
-    @staticmethod
-    def backward(ctx, g):
-        return Deinterleave.forward(ctx, g)
-
-
-class Deinterleave(Function):
-    """(4B, C, H/2, W/2) -> (B, C, H, W): the inverse."""
-
-    @staticmethod
-    def forward(ctx, x):
-        B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
-        x = x.contiguous(memory_format=torch.channels_last)
-        size = H * W * C // 4  # of one of the four images
-        x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
-        return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
-
-    @staticmethod
-    def backward(ctx, g):
-        return Interleave.forward(ctx, g)
-
-
-class EverySecond(Function):
-    """x (B, C, H, W) from each of the pixels (i, i) in `starts` on, every second: (B, C, H/2, W/2) each.
-
-    As plain slices, but autograd's gradient of a slice leaves channels-last memory, which slows what comes after it.
-    """
-
-    @staticmethod
-    def forward(ctx, x, starts):
-        ctx.starts, ctx.memory = starts, (x.shape, x.stride())
-        return tuple(x[:, :, i::2, i::2].clone() for i in starts)
-
-    @staticmethod
-    def backward(ctx, *gs):
-        g_x = gs[0].new_empty_strided(*ctx.memory).zero_()
-        for i, g in zip(ctx.starts, gs):
-            g_x[:, :, i::2, i::2] = g
-        return g_x, None
-
-
-def undilate(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
-    """x (B, C, H, W), stride and dilation under which a kernel of dilation 2 and that stride gives the same.
-
-    A dilation of 2 is dense on every second pixel: with stride 2 on those of even row and column, with stride 1 on
-    each of the four interleaved images (even sizes only). On the CPU the dense gradients are several times faster.
-    """
-    if x.device.type == "cpu" and stride == 2:
-        return EverySecond.apply(x, (0,))[0], 1, 1
-    if x.device.type == "cpu" and x.size(2) % 2 == x.size(3) % 2 == 0:
-        return Interleave.apply(x), 1, 1
-    return x, stride, 2
-
-
-def redilate(y: Tensor, B: int) -> Tensor:
-    """The inverse of `undilate` on a result of B images: (B or 4B, C, H', W') -> (B, C, H, W)."""
-    return y if y.size(0) == B else Deinterleave.apply(y)
-
-
-class Depthwise(Function):
-    """n kernels, each on one of the states (B, C, H, W), already past their ReLU -> (B, nC, H/stride, W/stride).
-
-    which: the state of each kernel; every state is given once, as torch.compile wants it.
-    """
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        kernel, stride, dilation, which, *states = inputs
-        x = side_by_side([states[i] for i in which])  # (B, nC, H, W)
-        ctx.save_for_backward(kernel, *states)
-        ctx.stride, ctx.dilation, ctx.which = stride, dilation, which
-        return depthwise(x, kernel, stride, dilation)
-
-    @staticmethod
-    def backward(ctx, g):
-        kernel, *states = ctx.saved_tensors
-        x = side_by_side([states[i] for i in ctx.which])
-        g_x, g_kernel = depthwise_backward(g, x, kernel, ctx.stride, ctx.dilation, ctx.needs_input_grad[0])
-        g_states = [None] * len(states)
-        for i, g in zip(ctx.which, g_x.split(states[0].size(1), dim=1)):
-            g_states[i] = g if g_states[i] is None else g_states[i] + g
-        return g_kernel, None, None, None, *g_states
 
 
 def normalise(y, mean=None, invstd=None, scale=None):
@@ -299,22 +152,6 @@ class PointwiseNorm(Function):
                                                               [True, True, True])
         g_x, g_weight = conv_backward(g, x, weight)
         return g_x, g_weight, g_scale, g_shift, None, None
-
-
-def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """norm(conv(x)) in training, for a 1x1 convolution."""
-    if not norm.training:  # its running statistics are frozen
-        return norm(conv(x))
-    norm.num_batches_tracked.add_(1)
-    return PointwiseNorm.apply(x, conv.weight.to(x.dtype), norm.weight, norm.bias, norm.running_mean, norm.running_var)
-
-
-def depthwise_of(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x) in training, for a depthwise convolution; if it is dilated, up to `redilate`."""
-    stride, dilation = conv.stride[0], conv.dilation[0]
-    if dilation == 2:
-        x, stride, dilation = undilate(x, stride)
-    return Depthwise.apply(conv.weight.to(x.dtype), stride, dilation, (0,), x)
 
 
 class PoolNorm(Function):

@@ -1,0 +1,245 @@
+"""fast/ against the definition: the same logits, gradients, running statistics and dropped values, and how it compiles.
+
+Both get the same seed and channels-last images: dropout draws in the order of memory.
+"""
+import copy
+import itertools
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from vectors import assert_equals_vector, assert_same_tensors
+
+from fast import pixels
+from fast.depthwise import depthwise, depthwise_backward
+from fast.supernet import fast_cells
+from genotypes import PRIMITIVES, load, random_genotype
+from model import NetworkCIFAR, NetworkImageNet
+from model_search import Network
+
+PDARTS = load("PDARTS")
+SIZES = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 7), (8, 8), (9, 4), (15, 8), (16, 16), (12, 20), (32, 32)]
+
+
+def draw_supernet(seed: int, layers: int = 3) -> Network:
+    """Drawn candidates, 2 to 8 an edge, on 2, 3, 4, 5, 8 or 16 channels; it reduces after each third of the cells."""
+    draw = random.Random(seed)
+    K = draw.randint(2, 8)
+    candidates = [[sorted(draw.sample(PRIMITIVES, K), key=PRIMITIVES.index) for _ in range(14)] for _ in range(2)]
+    torch.manual_seed(seed)
+    network = Network(draw.choice([2, 3, 4, 5, 8, 16]), 10, layers, *candidates, skip_dropout=draw.choice([0, 0.4]))
+    for alphas in (network.alphas_normal, network.alphas_reduce):
+        nn.init.normal_(alphas)  # weights that differ
+    return network.double()
+
+
+def draw_images(height: int, width: int, B: int = 6) -> torch.Tensor:
+    images = torch.randn(B, 3, height, width, dtype=torch.float64)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def train(network: nn.Module, images: torch.Tensor, amp: bool = False) -> dict[str, torch.Tensor]:
+    """Everything that one pass in training gives: logits, the gradients of what requires them, running statistics."""
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        output = network(images)
+    logits = [y for y in (output if isinstance(output, tuple) else (output,)) if y is not None]
+    F.cross_entropy(torch.cat(logits).double(), torch.arange(len(images)).repeat(len(logits)) % 10).backward()
+    return {**{f"logits {i}": y for i, y in enumerate(logits)}, **dict(network.named_buffers()),
+            **{f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}}
+
+
+def assert_equals_definition(network: nn.Module, images: torch.Tensor, monkeypatch, checkpoint=(False,)) -> None:
+    """As on a CPU and as on a GPU, whose answer is forced on the CPU."""
+    definition = copy.deepcopy(network)
+    definition.fast = False
+    expected = train(definition, images)
+    for on_cpu, grad_checkpoint in itertools.product((True, False), checkpoint):
+        monkeypatch.setattr(pixels, "on_cpu", lambda x: on_cpu)  # noqa: B023
+        same = copy.deepcopy(network)
+        same.grad_checkpoint = grad_checkpoint
+        # Batch norm of nearly equal values, on a map of one pixel, blows rounding up.
+        assert_same_tensors(train(same, images), expected, 1e-8 if images.size(-1) > 1 else 1e-6)
+
+
+# ---- the supernet
+
+@pytest.mark.parametrize("step", ["alpha", "weight", "both"])
+@pytest.mark.parametrize("height, width", SIZES)
+def test_a_supernet_trains_as_defined(height, width, step, monkeypatch):
+    network = draw_supernet(100 * height + width + len(step))
+    for name, p in network.named_parameters():
+        p.requires_grad_(step == "both" or name.startswith("alphas") == (step == "alpha"))
+    assert_equals_definition(network, draw_images(height, width), monkeypatch, checkpoint=(False, True))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 7])
+def test_a_supernet_of_any_depth_trains_as_defined(layers, monkeypatch):
+    assert_equals_definition(draw_supernet(layers, layers), draw_images(8, 8), monkeypatch)
+
+
+def test_a_recomputed_cell_moves_its_statistics_once():
+    network = draw_supernet(0)
+    network.grad_checkpoint = True
+    train(network, draw_images(8, 8))
+    assert {int(b) for name, b in network.named_buffers() if name.endswith("tracked")} == {1}
+
+
+# ---- the evaluation networks
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_an_evaluation_network_trains_as_defined(height, width, monkeypatch):
+    for C, drop_path_prob in ((2, 0.3), (5, 0.0), (8, 0.3)):
+        torch.manual_seed(C)
+        network = NetworkCIFAR(C, 10, 3, False, random_genotype(100 * height + C)).double()
+        network.drop_path_prob = drop_path_prob
+        assert_equals_definition(network, draw_images(height, width), monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["NASNet", "AmoebaNet", "DARTS_V2", "PDARTS"])
+@pytest.mark.parametrize("network_class, size", [(NetworkCIFAR, 32), (NetworkImageNet, 224)])
+def test_a_published_cell_trains_as_defined_with_its_auxiliary_head(network_class, size, name, monkeypatch):
+    torch.manual_seed(0)
+    network = network_class(4, 10, 3, True, load(name)).double()
+    network.drop_path_prob = 0.3
+    assert_equals_definition(network, draw_images(size, size, B=4 if size == 32 else 2), monkeypatch)
+
+
+# ---- precision and devices
+
+@pytest.mark.parametrize("make", [
+    lambda: Network(8, 10, 3, [PRIMITIVES] * 14, [PRIMITIVES] * 14, 0.3), lambda: NetworkCIFAR(8, 10, 3, False, PDARTS),
+], ids=["supernet", "cifar"])
+def test_autocast_gives_the_definitions_numbers_within_its_precision(make):
+    """bfloat16 has 8 bits: its rounding, not a wrong sum, is all that may separate either from the exact gradients."""
+    torch.manual_seed(0)
+    network, images = make(), torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    results = {}
+    for fast, amp in ((False, False), (False, True), (True, True)):
+        same = copy.deepcopy(network)
+        same.fast = fast
+        results[fast, amp] = train(same, images, amp)
+    exact, definition, ours = results.values()
+    for name, tensor in exact.items():
+        if tensor.is_floating_point():
+            error, allowed = ((result[name] - tensor).norm() for result in (ours, definition))
+            # A running mean is 0.1 times the mean of values of size 1, which may well cancel out.
+            size = 0.1 * tensor.numel() ** 0.5 if "running_mean" in name else tensor.norm()
+            assert error <= 3 * allowed + 1e-2 * size, f"{name}: {error:.1e}, the definition's {allowed:.1e}"
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+def test_no_tensor_stays_behind_on_the_cpu(grad_checkpoint):
+    """On fake GPU tensors, which have a device and a shape but no numbers, mixing devices is an error."""
+    with FakeTensorMode(), torch.device("cuda"):
+        images = torch.randn(4, 3, 16, 16)
+        supernet = Network(4, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14, 0.3)
+        supernet.grad_checkpoint = grad_checkpoint
+        assert supernet(images).device.type == "cuda"
+        for network in (NetworkCIFAR(4, 10, 3, False, PDARTS), NetworkImageNet(4, 10, 3, False, PDARTS)):
+            network.drop_path_prob = 0.3
+            assert network(images)[0].device.type == "cuda"
+
+
+def test_a_network_that_moves_takes_its_fast_cells_along():
+    network = draw_supernet(0)
+    assert fast_cells(network) is fast_cells(network)
+    assert fast_cells(network.to("meta"))[0].weight_order.device.type == "meta"
+
+
+# ---- depthwise convolutions
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_depthwise_gradients_are_autograds(k, stride, dilation):
+    torch.manual_seed(0)
+    for height, width in [*SIZES, (1, 6), (6, 1), (3, 2), (2, 5)]:
+        x = draw_images(height, width, 2).repeat(1, 2, 1, 1).requires_grad_()
+        kernel = torch.randn(6, 1, k, k, dtype=torch.float64, requires_grad=True)
+        expected = F.conv2d(x, kernel, None, stride, dilation * (k // 2), dilation, groups=6)
+        assert_equals_vector(depthwise(x, kernel, stride, dilation), expected, f"{height}x{width}")
+        g = torch.randn_like(expected)
+        expected = torch.autograd.grad(expected, (x, kernel), g)
+        actual = depthwise_backward(g, x.detach(), kernel.detach(), stride, dilation)
+        assert_same_tensors(dict(zip("xk", actual)), dict(zip("xk", expected)))
+        only_x, none = depthwise_backward(g, x.detach(), kernel.detach(), stride, dilation, wants_kernel=False)
+        assert none is None
+        assert_equals_vector(only_x, expected[0])
+
+
+# ---- torch.compile
+
+@pytest.mark.parametrize("network_class, size", [(NetworkCIFAR, 32), (NetworkImageNet, 224)])
+def test_networks_compile_as_one_graph_with_the_same_gradients(network_class, size):
+    torch.manual_seed(0)
+    eager = network_class(4, 10, 3, True, PDARTS).double()
+    network = copy.deepcopy(eager)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    for call in (eager, torch.compile(network, fullgraph=True, backend="aot_eager")):
+        logits, logits_aux = call(images)
+        (logits.square().sum() + 0.4 * logits_aux.square().sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in eager.parameters()])
+    assert_equals_vector(torch.cat([p.grad.flatten() for p in network.parameters()]), expected)
+
+
+def graph_collector():
+    """A list, and a backend for torch.compile that runs graphs as they are and puts them there."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+    return graphs, backend
+
+
+def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
+    """600 epochs have 600 probabilities, and torch.compile gives up after 8 graphs: one for any probability must do."""
+    graphs, backend = graph_collector()
+    network = NetworkCIFAR(4, 10, 1, False, PDARTS)
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    for epoch in range(1, 5):
+        network.drop_path_prob = 0.3 * epoch / 600
+        compiled(torch.randn(2, 3, 16, 16))
+    assert len(graphs) <= 2
+
+
+def test_supernet_cells_of_one_shape_share_a_graph():
+    graphs, backend = graph_collector()
+    candidates = [["skip_connect", "dil_conv_3x3"]] * 14
+    network = Network(2, 10, 12, candidates, candidates)  # reduces in cells 4 and 8
+    for i in (2, 3, 5):  # two of one shape, and another
+        cell = fast_cells(network)[i]
+        cell.mix = torch.compile(cell.mix, fullgraph=True, backend=backend)
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout(grad_checkpoint):
+    graphs, backend = graph_collector()
+    candidates = [["skip_connect", "dil_conv_3x3", "dil_conv_5x5"]] * 14  # two convolutions of one state
+    torch.manual_seed(0)
+    eager = Network(2, 10, 1, candidates, candidates).double()
+    network = copy.deepcopy(eager)
+    cell, = fast_cells(network)
+    cell.mix = torch.compile(cell.mix, fullgraph=True, backend=backend)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    weights = ("stem", "cells") if grad_checkpoint else "cells"  # checkpointed, an input needs a gradient
+    for skip_dropout in (0.0, 0.3, 0.2, 0.1):
+        for trained in ("alphas", weights):
+            gradients = []
+            for supernet in (eager, network):
+                supernet.skip_dropout, supernet.grad_checkpoint = skip_dropout, grad_checkpoint
+                for name, p in supernet.named_parameters():
+                    p.requires_grad_(name.startswith(trained))
+                supernet.zero_grad()
+                supernet(images).square().sum().backward()
+                gradients.append(torch.cat([p.grad.flatten() for p in supernet.parameters() if p.grad is not None]))
+            if not skip_dropout:  # else they drop other values
+                assert_equals_vector(gradients[1], gradients[0])
+    passes = 2 if grad_checkpoint else 1
+    assert len(graphs) <= 4 * passes  # dropout's rate becomes a variable once

@@ -1,4 +1,8 @@
-"""Depthwise convolutions and their gradients, n kernels of several states at once."""
+"""Depthwise convolutions and their gradients, n kernels of several states at once.
+
+On the CPU some shapes of oneDNN's gradients are 10 to 100 times slower than their neighbours: kernels wider than 3, or
+larger than the map. Such a gradient is taken from another shape, of the same numbers (docs/performance.md).
+"""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,49 +10,79 @@ from torch.autograd import Function
 
 from fast import pixels
 
-aten = torch.ops.aten
-
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     """x (B, C, H, W), kernel (C, 1, k, k) -> (B, C, H/stride, W/stride)."""
+    kernel = crop(kernel, unreached(kernel, x, dilation))
+    if kernel.size(-1) == 1:
+        return x[:, :, ::stride, ::stride] * kernel.view(1, -1, 1, 1)
     return F.conv2d(x, kernel, None, stride, dilation * (kernel.size(-1) // 2), dilation, groups=x.size(1))
 
 
-def conv_backward(g, x, weight, stride=1, padding=(0, 0), dilation=1, groups=1, mask=(True, True)):
-    """Gradients of a convolution with regard to x and weight, where `mask` asks for them."""
-    return aten.convolution_backward(g, x, weight, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], groups,
-                                     [*mask, False])[:2]
+def unreached(kernel: Tensor, x: Tensor, dilation: int) -> int:
+    """How wide a rim of the kernel only ever meets padding: on 2x2 pixels 5x5 is 3x3, on 1x1 it is a factor."""
+    k = kernel.size(-1)
+    return k // 2 - min(k // 2, (max(x.shape[2:]) - 1) // dilation) if pixels.on_cpu(x) else 0
 
 
-def depthwise_backward(g, x, kernel, stride=1, dilation=1, wants_kernel=True):
-    """Gradients of `depthwise` with regard to x and kernel."""
-    k, dense = kernel.size(-1), stride == dilation == 1
-    by_columns = wants_kernel and k == 5 and x.size(3) % 2 == 0
-    if pixels.on_cpu(x) and dense and (by_columns or not wants_kernel):
-        # The same convolution, its kernel turned around, is faster than oneDNN's gradient.
-        return depthwise(g, kernel.flip(2, 3)), kernel_gradient_5x5(g, x, kernel) if wants_kernel else None
+def crop(kernel: Tensor, rim: int) -> Tensor:
+    """The kernel without a rim of this width; with one of zeros where it is negative."""
+    return F.pad(kernel, [-rim] * 4) if rim else kernel
+
+
+def depthwise_backward(g: Tensor, x: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1,
+                       wants_kernel: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `depthwise` with regard to x and, if wanted, kernel."""
+    k = kernel.size(-1)
     padding = [dilation * (k // 2)] * 2
-    return conv_backward(g, x, kernel, stride, padding, dilation, x.size(1), (True, wants_kernel))
+    if not pixels.on_cpu(x) or (k == 3 and x.size(2) >= 3 and wants_kernel):
+        mask = (True, wants_kernel)
+        return conv_backward(g, x, kernel, [stride] * 2, padding, [dilation] * 2, x.size(1), mask)
+    if stride == 1:  # the same convolution, its kernel turned around, is faster than oneDNN's gradient
+        g_x = depthwise(g, kernel.flip(2, 3), 1, dilation)
+    else:
+        g_x, _ = conv_backward(g, x, kernel, [stride] * 2, padding, [dilation] * 2, x.size(1), (True, False))
+    if not wants_kernel:
+        return g_x, None
+    rim = unreached(kernel, x, dilation)
+    return g_x, crop(kernel_gradient(g, x, k - 2 * rim, stride, dilation), -rim)
 
 
-def kernel_gradient_5x5(g: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-    """The kernel's gradient from kernels of width 3, for which oneDNN is several times faster: (C, 1, 5, 5).
+def conv_backward(g, x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, mask=(True, True)):
+    """Gradients of a convolution with regard to x and weight, where `mask` asks for them."""
+    return torch.ops.aten.convolution_backward(g, x, weight, None, stride, padding, dilation, False, [0, 0], groups,
+                                               [*mask, False])[:2]
 
-    Width 3 on the maps gives columns 1, 2, 3. In channels-last memory two neighbouring pixels are one pixel of 2C
-    channels, whose neighbours are two columns away: width 3 on that view gives columns 0, 2, 4, of even and odd pixels.
-    """
-    B, C, H, W = x.shape
-    rows = 2
-    if H < 5:  # fast only on maps as tall as the kernel
-        x, rows = F.pad(x, (0, 0, 2, 2)), 0
-    g, x = (m.contiguous(memory_format=torch.channels_last) for m in (g, x))
-    pairs = (m.as_strided((B, 2 * C, m.size(2), W // 2), (m.size(2) * W * C, 1, W * C, 2 * C)) for m in (g, x))
-    narrow, mask = kernel.new_empty(2 * C, 1, 5, 3), (False, True)  # its shape is all that counts here
-    _, near = conv_backward(g, x, narrow[:C], 1, [rows, 1], 1, C, mask)
-    _, far = conv_backward(*pairs, narrow, 1, [rows, 1], 1, 2 * C, mask)
-    one, two, three = near.unbind(-1)
-    zero, _, four = far.view(2, C, 1, 5, 3).sum(0).unbind(-1)
-    return torch.stack([zero, one, two, three, four], dim=-1)
+
+def kernel_gradient(g: Tensor, x: Tensor, k: int, stride: int, dilation: int) -> Tensor:
+    """The gradient (C, 1, k, k) of a kernel that has taken x (B, C, H, W) to where g is."""
+    C = x.size(1)
+    if k == 1:
+        return (g * x[:, :, ::stride, ::stride]).sum(dim=(0, 2, 3)).view(C, 1, 1, 1)
+
+    def gradient(g, x, height, width, strides, dilation=1):  # oneDNN's, of C kernels or twice as many
+        padding = [dilation * (height // 2), dilation * (width // 2)]
+        return conv_backward(g, x, x.new_empty(x.size(1), 1, height, width), strides, padding, [dilation] * 2,
+                             x.size(1), (False, True))[1]
+
+    if dilation > 1 or k > 5:
+        return gradient(g, x, k, k, [stride] * 2, dilation)
+    if x.size(2) < k:
+        g, x = pixels.one_tall_image(g, x, k // 2, stride)
+    if k == 3:
+        return gradient(g, x, 3, 3, [stride] * 2)
+    # Of 5 columns, by kernels of width 3: on pairs of columns, a kernel's neighbours are two columns away.
+    if x.size(3) % 2:
+        x = F.pad(x, (0, 1))
+        g = F.pad(g, (0, 1)) if stride == 1 else g
+    if stride == 2:
+        of_pairs = gradient(torch.cat([g, g], dim=1), pixels.column_pairs(x), 5, 3, [2, 1])
+        zero_two_four, one_three_none = of_pairs.split(C)  # of the even columns, of the odd ones
+        return torch.stack([zero_two_four, one_three_none], dim=-1).flatten(-2)[..., :5]
+    one_two_three = gradient(g, x, 5, 3, [1, 1])
+    of_pairs = gradient(pixels.column_pairs(g), pixels.column_pairs(x), 5, 3, [1, 1])
+    zero_two_four = of_pairs.view(2, C, 1, 5, 3).sum(0)  # of the even columns and of the odd ones
+    return torch.cat([zero_two_four[..., :1], one_two_three, zero_two_four[..., 2:]], dim=-1)
 
 
 def side_by_side(maps) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-from fast.depthwise import conv_backward, depthwise, depthwise_backward, side_by_side
+from fast.depthwise import depthwise, depthwise_backward, side_by_side
 from fast.pixels import Interleave, redilate
+from fast.pointwise import pointwise, pointwise_backward
 
 EPS, MOMENTUM = 1e-5, 0.1  # those of nn.BatchNorm2d
 aten = torch.ops.aten
@@ -71,7 +72,7 @@ class NormReLUDepthwise(Function):
     def forward(ctx, d, weight, kernel, mean, invstd):
         wants_weight = ctx.needs_input_grad[1]
         keep_y = mean is None or not wants_weight
-        y = F.conv2d(d, weight, groups=weight.size(0) // weight.size(1))
+        y = pointwise(d, weight)
         z, mean, invstd = normalise(y, mean, invstd)
         y = y if keep_y else None  # frees it before the next convolution
         ctx.save_for_backward(d if wants_weight else None, y, weight, kernel, mean, invstd)
@@ -82,15 +83,14 @@ class NormReLUDepthwise(Function):
     @staticmethod
     def backward(ctx, g, *_):
         d, y, weight, kernel, mean, invstd = ctx.saved_tensors
-        n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[1]
-        y = F.conv2d(d, weight, groups=n) if y is None else y
+        wants_weight = ctx.needs_input_grad[1]
+        y = pointwise(d, weight) if y is None else y
         z = normalise(y, mean, invstd)[0].relu_()
         g, g_kernel = depthwise_backward(g, z, kernel, wants_kernel=ctx.needs_input_grad[2])
         aten.threshold_backward.grad_input(g, z, 0, grad_input=g)  # in place: the peak of memory is here
         del z
         g, _ = normalise_backward(g, y, None, mean, invstd)
-        d = d if wants_weight else y  # only its shape counts then
-        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
+        g_d, g_weight = pointwise_backward(g, d if wants_weight else y, weight, wants_weight)
         return g_d, g_weight, g_kernel, None, None
 
 
@@ -105,9 +105,8 @@ class WeightedNorm(Function):
     @staticmethod
     def forward(ctx, d, scale, weight, B, mean, invstd):
         C = weight.size(1)
-        n = weight.size(0) // C
         wants_weight = ctx.needs_input_grad[2]
-        y = F.conv2d(d, weight, groups=n) if mean is None or not wants_weight else None
+        y = pointwise(d, weight) if mean is None or not wants_weight else None
         if mean is None:
             z, mean, invstd = normalise(y, scale=scale)
             mixed, *others = z.split(C, dim=1)
@@ -126,10 +125,10 @@ class WeightedNorm(Function):
     def backward(ctx, g, *_):
         d, scale, weight, mean, invstd = ctx.saved_tensors
         n, wants_weight = weight.size(0) // weight.size(1), ctx.needs_input_grad[2]
-        y = F.conv2d(d, weight, groups=n) if wants_weight else d  # else y was kept; of d only the shape counts
+        y = pointwise(d, weight) if wants_weight else d  # else y was kept; of d only the shape counts
         g = g if g.size(0) == d.size(0) else Interleave.apply(g)
         g, g_scale = normalise_backward(side_by_side([g] * n), y, scale, mean, invstd, ctx.needs_input_grad[1])
-        g_d, g_weight = conv_backward(g, d, weight, groups=n, mask=(True, wants_weight))
+        g_d, g_weight = pointwise_backward(g, d, weight, wants_weight)
         return g_d, g_scale, g_weight, None, None, None
 
 
@@ -138,7 +137,7 @@ class PointwiseNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, scale, shift, running_mean, running_var):
-        y = F.conv2d(x, weight)
+        y = pointwise(x, weight)
         z, mean, invstd = torch.native_batch_norm(y, scale, shift, running_mean, running_var, True, MOMENTUM, EPS)
         narrows = weight.size(0) < weight.size(1)  # small to keep, much work to repeat
         ctx.save_for_backward(x, y if narrows else None, weight, scale, mean, invstd)
@@ -147,10 +146,10 @@ class PointwiseNorm(Function):
     @staticmethod
     def backward(ctx, g):
         x, y, weight, scale, mean, invstd = ctx.saved_tensors
-        y = F.conv2d(x, weight) if y is None else y
+        y = pointwise(x, weight) if y is None else y
         g, g_scale, g_shift = aten.native_batch_norm_backward(g, y, scale, None, None, mean, invstd, True, EPS,
                                                               [True, True, True])
-        g_x, g_weight = conv_backward(g, x, weight)
+        g_x, g_weight = pointwise_backward(g, x, weight)
         return g_x, g_weight, g_scale, g_shift, None, None
 
 
@@ -211,7 +210,7 @@ class WeightedSum(Function):
     def backward(ctx, g):
         w, *maps = ctx.saved_tensors
         g_w = torch.stack([(g * y).sum() for y in maps]) if maps else None
-        return g_w, None, *(g * scalar for scalar in w.unbind())
+        return g_w, None, *torch._foreach_mul([g] * len(w), w.unbind())
 
 
 class Node(Function):

@@ -55,22 +55,14 @@ class EverySecond(Function):
     @staticmethod
     def forward(ctx, x, starts):
         ctx.starts, ctx.memory = starts, (x.shape, x.stride())
-        return tuple(every_second(x, i).clone() for i in starts)
+        return tuple(x[:, :, i::2, i::2].clone() for i in starts)
 
     @staticmethod
     def backward(ctx, *gs):
         g_x = gs[0].new_empty_strided(*ctx.memory).zero_()
         for i, g in zip(ctx.starts, gs):
-            every_second(g_x, i).copy_(g)
+            g_x[:, :, i::2, i::2] = g
         return g_x, None
-
-
-def every_second(x: Tensor, start: int) -> Tensor:
-    """x[:, :, start::2, start::2] by one operation."""
-    B, C, H, W = x.shape
-    b, c, h, w = x.stride()
-    size = B, C, (H - start + 1) // 2, (W - start + 1) // 2
-    return x.as_strided(size, (b, c, 2 * h, 2 * w), x.storage_offset() + start * (h + w))
 
 
 def alternate_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,3 +88,26 @@ def undilate(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
 def redilate(y: Tensor, B: int) -> Tensor:
     """The inverse of `undilate` on a result of B images: (B or 4B, C, H', W') -> (B, C, H, W)."""
     return y if y.size(0) == B else Deinterleave.apply(y)
+
+
+def one_tall_image(g: Tensor, x: Tensor, rows: int, stride: int) -> tuple[Tensor, Tensor]:
+    """The B images of x (B, C, H, W), one below the other, `rows` of zeros between them, and g where it belongs.
+
+    The gradients of a kernel that reaches no further than `rows` are the same.
+    """
+    height = x.size(2) + rows
+    height += height % stride
+    return _stack_images(g, height // stride), _stack_images(x, height)
+
+
+def _stack_images(x: Tensor, height: int) -> Tensor:
+    B, C, H, W = x.shape
+    x = F.pad(x, (0, 0, 0, height - H)).contiguous(memory_format=torch.channels_last)
+    return x.as_strided((1, C, B * height, W), (B * height * W * C, 1, W * C, C))
+
+
+def column_pairs(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 2C, H, W/2): in channels-last memory two columns are one of twice as many channels."""
+    B, C, H, W = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x.as_strided((B, 2 * C, H, W // 2), (H * W * C, 1, W * C, 2 * C))

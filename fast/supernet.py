@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fast.depthwise import Depthwise
+from fast.depthwise import Depthwise, crop
 from fast.functions import (
     EPS,
     MOMENTUM,
@@ -241,20 +241,19 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
                 undilated[state] = undilate(relus[state], stride)
         states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
     kernel, pointwise = next(convolutions)  # (nC, 1, K, K), (nC, C, 1, 1)
-    d = Depthwise.apply(crop(kernel, group), stride, dilation, which, *states)
+    d = Depthwise.apply(of_group(kernel, group), stride, dilation, which, *states)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
         d = moments.add([[b.layers[half - 1]] for b in group],
-                        *NormReLUDepthwise.apply(d, pointwise, crop(kernel, group), *moments.known()))
+                        *NormReLUDepthwise.apply(d, pointwise, of_group(kernel, group), *moments.known()))
         pointwise = pointwise_next  # d: (B, nC, H', W')
     B = relus[0].size(0)
     return moments.add([[b.layers[-1]] for b in group], *WeightedNorm.apply(d, scale, pointwise, B, *moments.known()))
 
 
-def crop(kernel: Tensor, group: list[Branch]) -> Tensor:
-    """A group of 3x3 kernels only, without the rims that `Stack` gave it."""
-    rim = (kernel.size(-1) - group[-1].layers[1].kernel_size[0]) // 2
-    return F.pad(kernel, [-rim] * 4) if rim else kernel
+def of_group(kernel: Tensor, group: list[Branch]) -> Tensor:
+    """A group's kernels; if they are all 3x3, without the rims that `Stack` gave them."""
+    return crop(kernel, (kernel.size(-1) - group[-1].layers[1].kernel_size[0]) // 2)
 
 
 def project(op: ReLUConvBN | FactorizedReduce, x: Tensor) -> tuple:

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from kill_loop import OPTIONS, assert_nothing_torn, assert_same_result
 from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
 
+import cli
+import runs
 import train_cifar
 import train_imagenet
 import train_search
-import utils
 
 SEARCH, CIFAR = "train_search.py", "train_cifar.py"
 MEND = re.compile(r"free|space|leave|give|use |name |choose|lower|make|permi|writ|try |check|--resume")
@@ -134,15 +135,15 @@ def assert_survives_a_kill_after(files, script, options, expected, save, run_as)
 
 
 STOPS_AT = """
-import utils
+import parallel
 count, sys.argv = int(sys.argv[1]), sys.argv[2:]
-def stop_if_asked(ask=utils.stop_if_asked):
+def stop_if_asked(ask=parallel.stop_if_asked):
     global count
     count -= 1
     if count == 0:
         os.kill(os.getpid(), signal.SIGTERM)
     ask()
-utils.stop_if_asked = stop_if_asked
+parallel.stop_if_asked = stop_if_asked
 """
 
 
@@ -158,7 +159,7 @@ def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]
-        stops.append(utils.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
+        stops.append(runs.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
     assert {1, steps} <= set(stops)  # in the training and the test of an epoch
     for done in (run_dir, expected):
         (done / "previous.pt").unlink()  # where the last stop was
@@ -240,7 +241,7 @@ def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count,
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, CIFAR, expected)
     epochs = {"genotype.json": 0, "best.pt": 0, "checkpoint.pt": count - 1, "previous.pt": 1, "metrics.jsonl": 2}
-    state = utils.load_checkpoint(run_dir, "eval") or {"epoch": 0}
+    state = runs.load_checkpoint(run_dir, "eval") or {"epoch": 0}
     assert state["epoch"] == epochs.get(name, 3)
     resumed(CIFAR, run_dir)
     assert_same_result(run_dir, expected)
@@ -254,7 +255,7 @@ def test_a_full_disk_stops_a_search_in_one_line_and_loses_nothing(name, copy, ru
     assert str(run_dir) in message
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, SEARCH, expected)
-    assert len(utils.load_checkpoint(run_dir, "search")["metrics"]) >= before
+    assert len(runs.load_checkpoint(run_dir, "search")["metrics"]) >= before
     resumed(SEARCH, run_dir)
     assert_same_result(run_dir, expected)
 
@@ -329,7 +330,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
     run_dir = the_run(tmp_path / "runs")
     assert_nothing_torn(run_dir, script, expected)
-    state = utils.load_checkpoint(run_dir, kill_loop.KIND[script])
+    state = runs.load_checkpoint(run_dir, kill_loop.KIND[script])
     assert len(state["metrics"]) == 1 and epochs_done(run_dir) == 1
     for path in run_dir.glob("*.pt"):
         weights = torch.load(path, weights_only=True)
@@ -342,18 +343,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """run_here(main, parse, *options): utils.run in this process; (exit status or 0, what it printed)."""
+    """run_here(main, parse, *options): cli.run in this process; (exit status or 0, what it printed)."""
     def call(main, parse, *options):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
-        handlers, level = utils.log.handlers[:], utils.log.level
+        handlers, level = runs.log.handlers[:], runs.log.level
         capsys.readouterr()
         code = 0
         try:
-            utils.run(main, parse)
+            cli.run(main, parse)
         except SystemExit as ended:
             code = ended.code
         finally:
-            utils.log.handlers[:], utils.log.level = handlers, level
+            runs.log.handlers[:], runs.log.level = handlers, level
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out, err = capsys.readouterr()
@@ -568,7 +569,7 @@ def test_code_in_a_training_checkpoint_is_never_executed(form, part, copy, tmp_p
         path.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
-    path.write_bytes(path.read_bytes() + utils.hashlib.sha256(path.read_bytes()).digest())
+    path.write_bytes(path.read_bytes() + runs.hashlib.sha256(path.read_bytes()).digest())
     if part == "previous.pt":
         (run_dir / "checkpoint.pt").write_bytes(b"damaged")
         message = one_line_of_resume(run_dir)

@@ -32,8 +32,8 @@ from scripts import (
 import engine
 import genotypes
 import progressive
+import runs
 import train_search
-import utils
 from architect import Architect
 from model import NetworkCIFAR
 from model_search import Network
@@ -385,7 +385,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    utils.save_checkpoint(run_dir, state)
+    runs.save_checkpoint(run_dir, state)
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]
@@ -813,7 +813,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(stopped, tmp_path):
         damaged[position] ^= 1 << random.integers(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            assert same(utils.load_checkpoint(tmp_path, "search"), expected), position
+            assert same(runs.load_checkpoint(tmp_path, "search"), expected), position
         except ValueError:
             refused += 1
     assert refused == 45
@@ -886,10 +886,10 @@ def test_too_little_memory_is_said_with_a_batch_size_to_try(tmp_path):
 # ---- two at once
 
 SAME_SECOND = """
-import datetime, runpy, sys, utils
+import datetime, runpy, sys, runs
 class Now(datetime.datetime):
     now = classmethod(lambda cls, tz=None: cls(2030, 1, 2, 3, 4, 5))
-utils.datetime = Now
+runs.datetime = Now
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -1,5 +1,6 @@
 """Command lines: the parser, types of options, the options that several scripts have; and how a run ends."""
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import logging
@@ -8,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+from argparse import Namespace
 
 import torch.distributed as dist
 
@@ -40,19 +42,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n")
 
 
-# ---- types
-
 def number(kind: type, low: float, high: float = 1e38):
     """The type of a numeric option: `kind` (int or float), at least `low`, below `high` (float32's range)."""
     def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < high:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} must be {what}, at least {low} and below {high:g}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) < high:
+                return kind(text)
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be {what}, at least {low} and below {high:g}")
     return parse
 
 
@@ -63,7 +60,7 @@ def file_name(text: str) -> str:
     return text
 
 
-# ---- options that several scripts have: some of these functions return what adds one more to their group
+# ---- options that several scripts have; what these functions return adds one more to their group
 
 def add_image_options(parser: Parser):
     """The data of a search and of the small networks."""
@@ -78,8 +75,17 @@ def add_image_options(parser: Parser):
     return add
 
 
-def add_network_options(parser: Parser, fewest_channels: int = 1):
-    """The network that an evaluation trains."""
+def add_weight_options(add, rate: str) -> None:
+    """The training of weights by SGD; `rate` explains the learning rate."""
+    add("--batch_size", type=number(int, 1), help="total over all processes")
+    add("--learning_rate", type=number(float, 0), help=rate)
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD")
+    add("--weight_decay", type=number(float, 0), help="of the weights")
+    add("--grad_clip", type=number(float, 0), default=5.0, help="largest gradient norm of a step")
+
+
+def add_evaluation_options(parser: Parser, fewest_channels: int, rate: str):
+    """What an evaluation trains and how, and testing without training."""
     add = parser.add_argument_group("network").add_argument
     add("--arch", default="PDARTS", help="published name, genotype.json, run directory or random:SEED")
     add("--init_channels", type=number(int, fewest_channels), help="channels of the first cell")
@@ -87,24 +93,13 @@ def add_network_options(parser: Parser, fewest_channels: int = 1):
     add("--auxiliary", action="store_true", help="train with the auxiliary head")
     add("--auxiliary_weight", type=number(float, 0), default=0.4, help="of its loss")
     add("--drop_path_prob", type=number(float, 0, 1), help="reached at the last epoch")
-
-
-def add_weight_options(parser: Parser, title: str, rate: str):
-    """The training of weights by SGD; `rate` explains the learning rate."""
-    add = parser.add_argument_group(title).add_argument
-    add("--batch_size", type=number(int, 1), help="total over all processes")
-    add("--learning_rate", type=number(float, 0), help=rate)
-    add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD")
-    add("--weight_decay", type=number(float, 0), help="of the weights")
-    add("--grad_clip", type=number(float, 0), default=5.0, help="largest gradient norm of a step")
-    return add
-
-
-def add_testing_options(parser: Parser):
-    """Testing without training."""
+    optimization = parser.add_argument_group("optimization").add_argument
+    optimization("--epochs", type=number(int, 1), help="passes over the training images")
+    add_weight_options(optimization, rate)
     add = parser.add_argument_group("testing").add_argument
     add("--eval", action="store_true", help="only test --weights on the test set")
     add("--weights", help="a state_dict, or a checkpoint that holds one; no default: --eval needs it")
+    return optimization
 
 
 def add_run_options(parser: Parser, seed: int, report_freq: int):
@@ -123,47 +118,39 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
     return add
 
 
-# ---- reading a command line
-
 # what doesn't change a run's result, and so may change when it is resumed
 MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard", "grad_checkpoint"}
 
 
-def parse_args(parser: Parser, kind: str) -> argparse.Namespace:
-    """The command line; with --resume that run's options, which it must not contradict (exit status 2)."""
+def parse_args(parser: Parser, kind: str) -> Namespace:
+    """The command line; with --resume that run's options. Exits with status 2 where it contradicts them, or itself."""
     args = parser.parse_args()
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         parser.error("--tensorboard: TensorBoard is not installed; pip install tensorboard, or leave it out")
-    if args.resume is None:
-        return args
-    record = runs.read_args(args.resume)
-    if record["kind"] != kind:
-        raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: use its own script")
-    saved = record["args"]
-    unset = argparse.Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
-    for name, value in vars(parser.parse_args(namespace=unset)).items():
-        if value is None:
-            setattr(args, name, saved.get(name, getattr(args, name)))
-        elif name not in MAY_CHANGE and value != saved.get(name):
-            parser.error(f"--{name} {value} differs from the run's {saved.get(name)}: leave it out with --resume")
+    if args.resume is not None:
+        record = runs.read_args(args.resume)
+        if record["kind"] != kind:
+            raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: "
+                             "use its own script")
+        saved = record["args"]
+        unset = Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
+        for name, value in vars(parser.parse_args(namespace=unset)).items():
+            if value is None:
+                setattr(args, name, saved.get(name, getattr(args, name)))
+            elif name not in MAY_CHANGE and value != saved.get(name):
+                parser.error(f"--{name} {value} differs from the run's {saved.get(name)}: leave it out with --resume")
+    if "eval" in args and args.eval != bool(args.weights):
+        parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
     return args
 
 
-def choose_dataset(parser: Parser, args: argparse.Namespace) -> None:
+def choose_dataset(parser: Parser, args: Namespace) -> None:
     """Fill in --dataset and --tmp_data_dir; exits with status 2 where --cifar100 contradicts --dataset."""
     if args.cifar100 and args.dataset not in (None, "cifar100"):
         parser.error(f"--cifar100 and --dataset {args.dataset} contradict each other: leave one out")
     args.dataset = args.dataset or ("cifar100" if args.cifar100 else "cifar10" if args.tmp_data_dir else "digits")
     args.tmp_data_dir = args.tmp_data_dir or "data"
 
-
-def check_testing(parser: Parser, args: argparse.Namespace) -> None:
-    """Exits with status 2 where one of --eval and --weights is given without the other."""
-    if args.eval != bool(args.weights):
-        parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
-
-
-# ---- how a run ends
 
 def run(main, parse) -> None:
     """Call main(parse()); what a person can mend ends in one line and exit status 1, a signal in 128 + its number."""
@@ -175,32 +162,23 @@ def run(main, parse) -> None:
         args = parse()
         main(args)
     except parallel.Stopped as stopped:
-        number = stopped.args[0]
-        log.error(f"stopped by {signal.Signals(number).name}; continue with: {resume_command(args)}")
+        number, processes = stopped.args[0], parallel.world_size()
+        launcher = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
+        log.error(f"stopped by {signal.Signals(number).name}; continue with: {launcher} "
+                  + shlex.join([sys.argv[0], "--resume", args.resume]))
         sys.exit(128 + number)
     except KeyboardInterrupt:
         log.error("stopped by SIGINT before the run began")
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError) as error:
-        _fail(error)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
-            raise
-        hint = "--grad_checkpoint, or " if "grad_checkpoint" in args and not args.grad_checkpoint else ""
-        _fail(f"out of memory: try {hint}a new run with --batch_size {max(1, args.batch_size // 2)}")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, (RuntimeError, MemoryError)):
+            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+                raise
+            hint = "--grad_checkpoint, or " if "grad_checkpoint" in args and not args.grad_checkpoint else ""
+            error = f"out of memory: try {hint}a new run with --batch_size {max(1, args.batch_size // 2)}"
+        log.debug("traceback of the error below", exc_info=True)  # into log.txt only
+        log.error("error: " + " ".join(str(error).split()))
+        sys.exit(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _fail(error) -> None:
-    log.debug("traceback of the error below", exc_info=True)  # into log.txt only
-    log.error("error: " + " ".join(str(error).split()))
-    sys.exit(1)
-
-
-def resume_command(args: argparse.Namespace) -> str:
-    """The command line that continues this run."""
-    processes = parallel.world_size()
-    launcher = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
-    return f"{launcher} {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(args.resume))}"

@@ -25,12 +25,6 @@ def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use this learning rate from the next step on."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
 class Meter:
     """Loss and accuracy of an epoch: a bar on a terminal, elsewhere a log line every `report_freq` steps.
 
@@ -108,13 +102,12 @@ class Meter:
 def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict):
     """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on."""
     meter = Meter(label, steps, args.report_freq)
-    if "meter" in state:
-        meter.load_state_dict(state.pop("meter"))
+    runs.restore(state, {"meter": meter})
     try:
         yield meter
     except parallel.Stopped:
         check_finite(parts["network"], label)
-        runs.save_state(run_dir, state, parts | {"meter": meter})
+        runs.save_checkpoint(run_dir, state, parts | {"meter": meter})
         parallel.wait_for_all()
         raise
 
@@ -243,8 +236,7 @@ def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, image_siz
     runs.restore(state, parts)
     write_scalars = runs.scalar_writer(args, run_dir, done=state["epoch"])
     for epoch in range(state["epoch"], args.epochs):
-        lr = learning_rate(args, epoch)
-        set_learning_rate(optimizer, lr)
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
         with epoch_meter(f"epoch {epoch}", len(batches), args, run_dir, state, parts) as meter:

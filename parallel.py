@@ -65,12 +65,9 @@ def average_gradients(parameters) -> None:
 def share_rank0(network: nn.Module, buffers_only: bool = False) -> None:
     """Give every process the parameters and batch norm statistics of rank 0."""
     if dist.is_initialized():
-        tensors = list(network.buffers()) + ([] if buffers_only else list(network.parameters()))
-        for tensor in tensors:
+        for tensor in [*network.buffers(), *([] if buffers_only else network.parameters())]:
             dist.broadcast(tensor.detach(), src=0)
 
-
-# ---- signals
 
 class Stopped(Exception):
     """SIGINT or SIGTERM asked the run to end."""
@@ -79,13 +76,8 @@ class Stopped(Exception):
 _signals: list[int] = []
 
 
-def remember_signals() -> None:
-    """From here on SIGINT and SIGTERM end the run between two steps, where `stop_if_asked` is called."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _remember)
-
-
-def _remember(number: int, frame) -> None:
+def remember(number: int, frame) -> None:
+    """The handler of signals that end the run between two steps, where `stop_if_asked` is called."""
     _signals.append(number)
     # A second one ends the process at once; but torchrun passes on what a terminal or a cluster sent to all already.
     signal.signal(number, signal.SIG_IGN if dist.is_torchelastic_launched() else signal.SIG_DFL)

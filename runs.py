@@ -1,5 +1,4 @@
 """Run directories: making and reading one, its checkpoint and weights files, each written whole or not at all."""
-import argparse
 import contextlib
 import hashlib
 import io
@@ -9,9 +8,11 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +30,7 @@ log = logging.getLogger("pdarts")  # what it is told goes to the screen, and in 
 
 # ---- directories
 
-def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> Path:
+def open_run_dir(kind: str, args: Namespace, device: torch.device) -> Path:
     """The directory of this run: a new SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
 
     From here on log lines go to its log.txt too, and signals end the run between steps. Raises OSError.
@@ -49,17 +50,17 @@ def open_run_dir(kind: str, args: argparse.Namespace, device: torch.device) -> P
         handler.handleError = lambda record: None  # a full disk is said where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
-    parallel.remember_signals()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, parallel.remember)
     return Path(args.resume)
 
 
-def _new_run(save: Path, kind: str, args: argparse.Namespace, device: torch.device) -> str:
+def _new_run(save: Path, kind: str, args: Namespace, device: torch.device) -> str:
     record = {
         "kind": kind, "args": vars(args), "command": shlex.join(["python", *sys.argv]),
         "device": utils.describe_device(device), "processes": parallel.world_size(), "launch": _launch_id(),
-        "git": _git_commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "torchvision": torchvision.__version__, "numpy": numpy.__version__},
+        "git": _git_commit(), "versions": {"python": platform.python_version()} | {
+            module.__name__: module.__version__ for module in (torch, torchvision, numpy)},
     }
     name = f"{kind}-{args.note}-{datetime.now():%Y%m%d-%H%M%S}"
     for i in itertools.count(1):  # two runs may start in the same second
@@ -122,15 +123,14 @@ def read_run(run_dir) -> tuple[dict, list[dict]]:
 
 def read_alphas(run_dir) -> dict[str, numpy.ndarray]:
     """What alphas.npz holds: per stage and cell alphas (epochs, 14, K) and candidates (14, K). Raises ValueError."""
-    path = Path(run_dir) / "alphas.npz"
     try:
-        with numpy.load(path) as file:
+        with numpy.load(Path(run_dir) / "alphas.npz") as file:
             return dict(file)
     except Exception:  # damage can show itself in any way
-        raise ValueError(f"{path} is missing or damaged: --resume of the run writes it anew") from None
+        raise ValueError(f"{run_dir}/alphas.npz is missing or damaged: --resume of the run writes it anew") from None
 
 
-def arch_of(args: argparse.Namespace) -> str:
+def arch_of(args: Namespace) -> str:
     """The cell to train: --arch, or what the run to resume has kept of it, which nobody has moved or changed."""
     return args.resume if args.resume and (Path(args.resume) / "genotype.json").exists() else args.arch
 
@@ -179,42 +179,36 @@ def restore(state: dict, parts: dict) -> None:
             raise ValueError(f"the checkpoint's {name} doesn't fit: give the data that the run began with") from None
 
 
-def save_state(run_dir: Path, state: dict, parts: dict) -> None:
-    """Write checkpoint.pt: a run's state and that of its parts, by name. All processes call it. Raises OSError."""
-    state = state | {name: part.state_dict() for name, part in parts.items()}
-    if parallel.rank() == 0:
-        save_checkpoint(run_dir, state)
-
-
 def end_epoch(run_dir: Path, state: dict, record: dict, parts: dict) -> None:
     """Log an epoch and write checkpoint.pt, then what follows from it. All processes call it. Raises OSError."""
     log.info(json.dumps(record))
     state["epoch"] += 1
     state["metrics"].append(record)
-    save_state(run_dir, state, parts)
+    save_checkpoint(run_dir, state, parts)
     if parallel.rank() == 0:
         write_history(run_dir, state)
 
 
 def write_history(run_dir: Path, state: dict) -> None:
     """Write metrics.jsonl and a search's alphas.npz, whole each time, so that they can't differ from the checkpoint."""
-    files = {"metrics.jsonl": "".join(json.dumps(record) + "\n" for record in state["metrics"]).encode()}
+    write_file(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in state["metrics"]).encode())
     if "alphas" in state:
         buffer = io.BytesIO()
         numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in state["alphas"].items()})
-        files["alphas.npz"] = buffer.getvalue()
-    for name, content in files.items():
-        write_file(run_dir / name, content)
+        write_file(run_dir / "alphas.npz", buffer.getvalue())
 
 
-def save_checkpoint(run_dir: Path, state: dict) -> None:
-    """Write checkpoint.pt, keeping the one before as previous.pt. Raises OSError.
+def save_checkpoint(run_dir: Path, state: dict, parts: dict) -> None:
+    """Write a run's state and that of its parts, keeping the file before as previous.pt. Raises OSError.
 
-    Behind what torch.save writes stands its SHA-256, since torch.load does not notice flipped bits; nor does it mind.
+    All processes call it. Behind what torch.save writes stands its SHA-256, since torch.load does not notice flipped
+    bits; nor does it mind.
     """
-    buffer = io.BytesIO()
+    state = state | {name: part.state_dict() for name, part in parts.items()}
+    if parallel.rank() > 0:
+        return
+    buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
     torch.save(state, buffer)
-    path = run_dir / "checkpoint.pt"
     if path.exists():
         write_file(run_dir / "previous.pt", path.read_bytes())  # a copy: at no moment is there no checkpoint
     write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
@@ -251,7 +245,8 @@ def load_weights(path: str, network: nn.Module) -> None:
     An auxiliary head's are passed over where the network has none. Raises ValueError, in one line, for anything else.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about what is refused below anyway
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below anyway
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
@@ -278,7 +273,7 @@ def load_weights(path: str, network: nn.Module) -> None:
 
 # ---- TensorBoard
 
-def scalar_writer(args: argparse.Namespace, run_dir: Path, done: int):
+def scalar_writer(args: Namespace, run_dir: Path, done: int):
     """A function that writes an epoch's record for TensorBoard, if --tensorboard; `done` epochs are written already."""
     if not args.tensorboard or parallel.rank() > 0:
         return lambda epoch, record: None

@@ -8,7 +8,7 @@ The cell is --arch: a published name, a genotype.json, a run directory of train_
 SAVE/eval-NOTE-TIME/ with metrics.jsonl, weights.pt (of the last epoch) and best.pt; the released cell reaches 2.5% test
 error on CIFAR-10 after 600 epochs.
 """
-import argparse
+from argparse import Namespace
 from functools import partial
 
 import cli
@@ -18,39 +18,35 @@ import genotypes
 import parallel
 import runs
 import utils
-from cli import number
 from model import NetworkCIFAR
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     cli.add_image_options(parser)
-    cli.add_network_options(parser)
-    add = cli.add_weight_options(parser, "optimization", rate="of epoch 0, cosine to 0")
-    add("--epochs", type=number(int, 1), default=600, help="over the training images")
-    cli.add_testing_options(parser)
+    cli.add_evaluation_options(parser, fewest_channels=1, rate="of epoch 0, cosine to 0")
     cli.add_run_options(parser, seed=0, report_freq=50)
-    parser.set_defaults(init_channels=36, layers=20, drop_path_prob=0.3,  # section 4.3
+    parser.set_defaults(init_channels=36, layers=20, drop_path_prob=0.3, epochs=600,  # section 4.3
                         batch_size=128, learning_rate=0.025, weight_decay=3e-4)
     return parser
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = cli.parse_args(parser, "eval")
     cli.choose_dataset(parser, args)
-    cli.check_testing(parser, args)
     return args
 
 
-def learning_rate(args: argparse.Namespace, epoch: int) -> float:
+def learning_rate(args: Namespace, epoch: int) -> float:
     """The learning rate of `epoch` (from 0)."""
     return engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
 
 
-def main(args: argparse.Namespace) -> None:
-    device = utils.set_up(args)
+def main(args: Namespace) -> None:
+    device = utils.pick_device(args.device, args.deterministic)
+    parallel.init_distributed(device)
     genotype = genotypes.load(runs.arch_of(args))
     with parallel.rank0_first():  # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
@@ -63,8 +59,7 @@ def main(args: argparse.Namespace) -> None:
     test_batches = partial(data.eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset,
                            device, parallel.rank(), parallel.world_size())
     if args.eval:
-        engine.test_weights(network, test_batches(), args)
-        return
+        return engine.test_weights(network, test_batches(), args)
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     batches = data.Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
                            utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())

@@ -7,7 +7,7 @@ Several GPUs, on one machine or several:
 Images are read from DIR/imagenet/{train,val}/CLASS/* or DIR/{train,val}/CLASS/*. Expect SAVE/imagenet-NOTE-TIME/ with
 metrics.jsonl, weights.pt (of the last epoch) and best.pt; the released cell reaches 24.4% top-1 error after 250 epochs.
 """
-import argparse
+from argparse import Namespace
 from functools import partial
 
 import cli
@@ -27,19 +27,16 @@ def get_args_parser() -> cli.Parser:
     add("--tmp_data_dir", help="holds imagenet/{train,val} or {train,val}; no default: it is needed")
     add("--image_size", type=number(int, 32), default=224, help="pixels of the square training crops")
     add("--workers", type=number(int, 0), default=4, help="processes per rank that read images")
-    cli.add_network_options(parser, fewest_channels=2)
-    add = cli.add_weight_options(parser, "optimization", rate="the highest; default: 0.1 at batch 256, 0.5 at 1024")
-    add("--epochs", type=number(int, 1), default=250, help="over the training images")
+    add = cli.add_evaluation_options(parser, fewest_channels=2, rate="default: 0.1 at batch 256, 0.5 at 1024")
     add("--lr_scheduler", choices=["linear", "cosine"], default="linear", help="its way down")
     add("--label_smooth", type=number(float, 0, 1), default=0.1, help="of the one-hot target")
-    cli.add_testing_options(parser)
     cli.add_run_options(parser, seed=0, report_freq=100)
-    parser.set_defaults(init_channels=48, layers=14, drop_path_prob=0.0,  # section 4.4
+    parser.set_defaults(init_channels=48, layers=14, drop_path_prob=0.0, epochs=250,  # section 4.4
                         batch_size=1024, weight_decay=3e-5)
     return parser
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = cli.parse_args(parser, "imagenet")
@@ -50,11 +47,10 @@ def parse_args() -> argparse.Namespace:
         args.learning_rate = 0.1 + 0.4 * (B - 256) / 768 if B > 256 else 0.1 * B / 256
     if args.lr_scheduler == "linear" and args.epochs <= 5:
         parser.error(f"--lr_scheduler linear needs more than 5 epochs, not {args.epochs}: use cosine")
-    cli.check_testing(parser, args)
     return args
 
 
-def learning_rate(args: argparse.Namespace, epoch: int) -> float:
+def learning_rate(args: Namespace, epoch: int) -> float:
     """The learning rate of `epoch` (from 0): the schedule's, over 5 epochs of warm-up where the batch is large."""
     high, E = args.learning_rate, args.epochs
     if args.lr_scheduler == "cosine":
@@ -66,8 +62,9 @@ def learning_rate(args: argparse.Namespace, epoch: int) -> float:
     return scheduled * (epoch + 1) / 5 if args.batch_size > 256 and epoch < 5 else scheduled
 
 
-def main(args: argparse.Namespace) -> None:
-    device = utils.set_up(args)
+def main(args: Namespace) -> None:
+    device = utils.pick_device(args.device, args.deterministic)
+    parallel.init_distributed(device)
     genotype = genotypes.load(runs.arch_of(args))
     if args.auxiliary and args.image_size < 193:  # its 7x7 input is five halvings down
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
@@ -77,8 +74,7 @@ def main(args: argparse.Namespace) -> None:
     utils.seed_everything(args.seed)
     network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
-        engine.test_weights(network, val_loader, args)
-        return
+        return engine.test_weights(network, val_loader, args)
     engine.train("imagenet", network, genotype, args.image_size, train_loader, lambda: val_loader, learning_rate, args,
                  set_epoch=partial(data.set_epoch, train_loader))
 

@@ -8,10 +8,10 @@ Several GPUs:
 Without --tmp_data_dir it searches on scikit-learn's 8x8 digits, which need no download. Expect SAVE/search-NOTE-TIME/
 with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured on the way.
 """
-import argparse
 import json
 import shlex
 import time
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,7 +50,8 @@ def get_args_parser() -> cli.Parser:
     add("--epochs", type=number(int, 1), default=25, help="per stage")
     add("--warmup_epochs", type=number(int, 0), default=10, help="of these, without alpha steps")
     add("--max_skip", type=number(int, 0), default=2, help="skip-connects in the normal cell")
-    add = cli.add_weight_options(parser, "weights", rate="of epoch 0, cosine to --learning_rate_min")
+    add = parser.add_argument_group("weights").add_argument
+    cli.add_weight_options(add, rate="of epoch 0, cosine to --learning_rate_min")
     add("--learning_rate_min", type=number(float, 0), default=0.0, help="approached in the last epoch")
     add = parser.add_argument_group("alphas").add_argument
     add("--arch_learning_rate", type=number(float, 0), default=6e-4, help="of Adam")
@@ -61,7 +62,7 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> Namespace:
     """The command line with its defaults filled in; exits with status 2 where it can't be right."""
     parser = get_args_parser()
     args = cli.parse_args(parser, "search")
@@ -77,57 +78,60 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_stages(args: argparse.Namespace) -> list[Stage]:
+def make_stages(args: Namespace) -> list[Stage]:
     return progressive.stage_table(args.layers, args.init_channels, args.add_layers, args.add_width, args.dropout_rate)
 
 
 # ---- the search
 
-def main(args: argparse.Namespace) -> None:
-    device = utils.set_up(args)
+def main(args: Namespace) -> None:
+    device = utils.pick_device(args.device, args.deterministic)
+    parallel.init_distributed(device)
     with parallel.rank0_first():  # one process downloads
         dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
     weight_half, alpha_half = data.search_split(dataset, args.train_portion)
-    batches = {"train_batches": make_batches(dataset, weight_half, args, device, seed=0),
-               "valid_batches": make_batches(dataset, alpha_half, args, device, seed=1)}
+    batches = {"train_batches": make_batches(dataset, *weight_half, 0, args, device),
+               "valid_batches": make_batches(dataset, *alpha_half, 1, args, device)}
     run_dir = runs.open_run_dir("search", args, device)
     log.info(f"{run_dir}: {args.dataset}, {len(dataset.train_images)} training images, {len(dataset.classes)} classes, "
              f"on {parallel.world_size()} x {utils.describe_device(device)}")
-
     candidates = [genotypes.PRIMITIVES] * progressive.EDGES
     state = runs.load_state(run_dir, "search", stage=1, normal=candidates, reduce=candidates, alphas={})
     write_scalars = runs.scalar_writer(args, run_dir, done=len(state["metrics"]))
+
     for stage in make_stages(args)[state["stage"] - 1:]:  # deeper supernets over fewer candidates
-        parts = build_stage(stage, state, len(dataset.classes), batches, args, device)
+        architect, parts = build_stage(stage, state, len(dataset.classes), batches, args, device)
         for epoch in range(state["epoch"], args.epochs):
-            label = f"stage {stage.number} epoch {epoch}"
-            with engine.epoch_meter(label, len(parts.train_batches), args, run_dir, state, stateful(parts)) as meter:
-                record = search_epoch(stage, epoch, parts, meter, args)
+            label, steps = f"stage {stage.number} epoch {epoch}", len(parts.train_batches)
+            with engine.epoch_meter(label, steps, args, run_dir, state, vars(parts)) as meter:
+                record = search_epoch(stage, epoch, architect, parts, meter, args)
                 if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
-                    record |= validate(parts.network, dataset, alpha_half, record, args, device)
-            save_epoch(run_dir, state, record, parts, device)
+                    record |= validate(parts.network, dataset, alpha_half, label, record, args)
+            save_epoch(run_dir, state, record, parts)
             write_scalars(len(state["metrics"]) - 1, record)
-        probs = probabilities(parts.network)
+        normal, normal_probs, reduce, reduce_probs = rows = competing(state, parts.network)
         if stage.num_drop:
-            state |= {cell: progressive.prune(state[cell], probs[cell], stage.num_drop) for cell in probs}
-            state |= {"stage": stage.number + 1, "epoch": 0}
+            state |= {"stage": stage.number + 1, "epoch": 0,
+                      "normal": progressive.prune(normal, normal_probs, stage.num_drop),
+                      "reduce": progressive.prune(reduce, reduce_probs, stage.num_drop)}
             if parallel.rank() == 0:
                 visualize.draw_run(run_dir)
+    genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
     if parallel.rank() == 0:
-        report(run_dir, state, probs, args, device, dataset.train_images.size(-1))
+        report(run_dir, state, genotype, restricted, args, device, image_size=dataset.train_images.size(-1))
 
 
-def search_epoch(stage: Stage, epoch: int, parts: SimpleNamespace, meter: engine.Meter,
-                 args: argparse.Namespace) -> dict:
+def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNamespace, meter: engine.Meter,
+                 args: Namespace) -> dict:
     """One pass over the training half -> its record. After warm-up every step is bilevel: alphas, then weights."""
     network = parts.network
-    lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
-    engine.set_learning_rate(parts.optimizer, lr)
+    parts.optimizer.param_groups[0]["lr"] = lr = engine.cosine(
+        args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
     for images, target in meter.rest_of(parts.train_batches):
         utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
         if epoch >= args.warmup_epochs:
-            parts.architect.step(*parts.valid_batches.next())
+            architect.step(*parts.valid_batches.next())
         loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
@@ -154,30 +158,25 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     return loss.detach(), logits.detach()
 
 
-def probabilities(network: Network) -> dict:
-    """The softmax of the alphas, by cell: nested lists (14, K)."""
-    return {cell: F.softmax(getattr(network, f"alphas_{cell}").detach(), dim=-1).tolist()
-            for cell in ("normal", "reduce")}
+def competing(state: dict, network: Network) -> tuple:
+    """(normal candidates, their probabilities, reduction candidates, their probabilities): nested lists (14, K)."""
+    normal, reduce = (F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
+    return state["normal"], normal, state["reduce"], reduce
 
 
-def rows(state: dict, probs: dict) -> tuple:
-    """What a cell is derived from: candidates and probabilities, of the normal and the reduction cell."""
-    return state["normal"], probs["normal"], state["reduce"], probs["reduce"]
+# ---- what it needs and leaves
 
-
-# ---- what it needs
-
-def make_batches(dataset: data.DataSet, half: tuple[Tensor, Tensor], args: argparse.Namespace, device: torch.device,
-                 seed: int) -> data.Batches:
-    """Shuffled, augmented batches of one half of the training set."""
-    cutout = (args.cutout_length or half[0].size(-1) // 2) if args.cutout else 0
-    return data.Batches(*half, args.batch_size, dataset, device, utils.derive_seed(args.seed, seed), cutout,
+def make_batches(dataset: data.DataSet, images: Tensor, target: Tensor, half: int, args: Namespace,
+                 device: torch.device) -> data.Batches:
+    """Shuffled, augmented batches of one half of the training set: 0 trains the weights, 1 the alphas."""
+    cutout = (args.cutout_length or images.size(-1) // 2) if args.cutout else 0
+    return data.Batches(images, target, args.batch_size, dataset, device, utils.derive_seed(args.seed, half), cutout,
                         parallel.rank(), parallel.world_size())
 
 
-def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args: argparse.Namespace,
-                device: torch.device) -> SimpleNamespace:
-    """A stage's fresh supernet, its optimizers and the batches, in the state that the checkpoint has of them."""
+def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args: Namespace,
+                device: torch.device) -> tuple[Architect, SimpleNamespace]:
+    """A stage's architect, and what a checkpoint keeps (supernet, optimizers, batches), in the state that it has."""
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
     network.grad_checkpoint = args.grad_checkpoint
@@ -191,39 +190,31 @@ def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, device, args.amp)
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay,
-                                fused=True)
-    parts = SimpleNamespace(network=network, architect=architect, optimizer=optimizer, scaler=scaler, **batches)
-    runs.restore(state, stateful(parts))
-    return parts
+    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
+    parts = SimpleNamespace(network=network, optimizer=optimizer, alpha_optimizer=architect.optimizer, scaler=scaler,
+                            **batches)
+    runs.restore(state, vars(parts))
+    return architect, parts
 
 
-def stateful(parts: SimpleNamespace) -> dict:
-    """What a checkpoint keeps of a stage, by name."""
-    return {"network": parts.network, "optimizer": parts.optimizer, "alpha_optimizer": parts.architect.optimizer,
-            "scaler": parts.scaler, "train_batches": parts.train_batches, "valid_batches": parts.valid_batches}
-
-
-# ---- what it leaves
-
-def validate(network: Network, dataset: data.DataSet, half: tuple[Tensor, Tensor], record: dict,
-             args: argparse.Namespace, device: torch.device) -> dict:
+def validate(network: Network, dataset: data.DataSet, half: tuple, label: str, record: dict, args: Namespace) -> dict:
     """Loss and accuracy on the half that trains the alphas, without augmentation (deviation: published with)."""
-    start = time.perf_counter()
+    start, device = time.perf_counter(), network.alphas_normal.device
     batches = data.eval_batches(*half, args.batch_size, dataset, device, parallel.rank(), parallel.world_size())
-    loss, top1, _ = engine.evaluate(network, batches, f"stage {record['stage']} epoch {record['epoch']} validation")
+    loss, top1, _ = engine.evaluate(network, batches, f"{label} validation")
     return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
-def save_epoch(run_dir: Path, state: dict, record: dict, parts: SimpleNamespace, device: torch.device) -> None:
+def save_epoch(run_dir: Path, state: dict, record: dict, parts: SimpleNamespace) -> None:
     """Add to an epoch what its alphas say, and save it."""
-    genotype = progressive.derive_genotype(*rows(state, probabilities(parts.network)))
-    record |= {"skips": count_skips(genotype.normal), "peak_memory_mb": utils.peak_memory_mb(device)}
+    genotype = progressive.derive_genotype(*competing(state, parts.network))
+    record |= {"skips": count_skips(genotype.normal),
+               "peak_memory_mb": utils.peak_memory_mb(parts.network.alphas_normal.device)}
     for cell in ("normal", "reduce"):
         name = f"stage{record['stage']}_{cell}"
         state["alphas"].setdefault(name, []).append(getattr(parts.network, f"alphas_{cell}").detach().cpu().clone())
         state["alphas"][f"{name}_candidates"] = state[cell]
-    runs.end_epoch(run_dir, state, record, stateful(parts))
+    runs.end_epoch(run_dir, state, record, vars(parts))
 
 
 def describe(max_skip: int | None, genotype: Genotype) -> dict:
@@ -234,11 +225,9 @@ def describe(max_skip: int | None, genotype: Genotype) -> dict:
             "multiply_adds": utils.count_multiply_adds(network, 32), "genotype": genotype._asdict()}
 
 
-def report(run_dir: Path, state: dict, probs: dict, args: argparse.Namespace, device: torch.device,
-           image_size: int) -> None:
+def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int, Genotype], args: Namespace,
+           device: torch.device, image_size: int) -> None:
     """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
-    genotype, restricted = (derive(*rows(state, probs)) for derive in (
-        progressive.derive_genotype, progressive.restrict_skip_connects))
     table = [describe(None, genotype)] + [describe(M, cell) for M, cell in restricted.items()]
     runs.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
     chosen = progressive.recommended(genotype, restricted, args.max_skip)

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map_only
 
 import parallel
 
-# ---- devices
 
 def pick_device(name: str | None, deterministic: bool) -> torch.device:
     """The device of that name; without one CUDA, MPS or the CPU, whichever there is first. Raises ValueError."""
@@ -36,21 +35,12 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
     return device
 
 
-def set_up(args) -> torch.device:
-    """The device of --device, where this process has joined the others. Raises ValueError."""
-    device = pick_device(args.device, args.deterministic)
-    parallel.init_distributed(device)
-    return device
-
-
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs and result tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
 
-
-# ---- seeds
 
 def seed_everything(seed: int, *position: int) -> None:
     """Seed torch on all devices from the run's seed and a position in it (stage, epoch, step), differently per rank.
@@ -64,8 +54,6 @@ def derive_seed(*words: int) -> int:
     """One seed out of several numbers; different numbers give unrelated seeds."""
     return int(numpy.random.SeedSequence(words).generate_state(1)[0])
 
-
-# ---- precision
 
 def set_precision(network: nn.Module, device: torch.device, amp: str) -> torch.amp.GradScaler:
     """Put the network's forward under autocast ("off", "bf16" or "fp16"); returns the gradient scaler to go with it."""
@@ -83,8 +71,6 @@ def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     scaler.step(optimizer)
     scaler.update()
 
-
-# ---- counting
 
 def compile_seconds() -> float:
     """What torch.compile has taken so far."""

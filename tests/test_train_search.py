@@ -243,13 +243,13 @@ def test_an_epoch_touches_the_validation_stream_only_after_warm_up_and_alphas_go
         return valid
 
     monkeypatch.setattr(train_search, "weight_step", weight_step)
+    architect = SimpleNamespace(step=alpha_step)
     parts = SimpleNamespace(network=learner.network, optimizer=learner.optimizer, scaler=None,
-                            train_batches=[train] * 3, architect=SimpleNamespace(step=alpha_step),
-                            valid_batches=SimpleNamespace(next=next_valid))
+                            train_batches=[train] * 3, valid_batches=SimpleNamespace(next=next_valid))
     args = train_search.get_args_parser().parse_args([])
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
     epoch = args.warmup_epochs if learn_alphas else args.warmup_epochs - 1
-    train_search.search_epoch(stage, epoch, parts, engine.Meter("", 3, 50), args)
+    train_search.search_epoch(stage, epoch, architect, parts, engine.Meter("", 3, 50), args)
     assert steps == expected
 
 
@@ -385,7 +385,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    runs.save_checkpoint(run_dir, state)
+    runs.save_checkpoint(run_dir, state, parts={})
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]

@@ -199,6 +199,77 @@ def test_a_search_killed_between_two_files_ends_as_if_undisturbed(files, short_s
     assert_survives_a_kill_after(files, SEARCH, options, expected, tmp_path / "killed", run_as)
 
 
+# ---- files that follow from the checkpoint
+
+DAMAGE = {
+    "garbage": lambda path: path.write_bytes(b"\xff\x00{" * 20),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "text": lambda path: path.write_text("[" * 100_000),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("script, name", [(SEARCH, "metrics.jsonl"), (SEARCH, "alphas.npz"), (CIFAR, "metrics.jsonl")])
+def test_a_damaged_file_that_follows_from_the_checkpoint_is_written_anew(script, name, damage, copy):
+    run_dir, expected = copy(script)
+    DAMAGE[damage](run_dir / name)
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "deleted"])
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_a_finished_run_mends_what_follows_from_its_checkpoint(script, damage, request, tmp_path):
+    expected = request.getfixturevalue("search" if script == SEARCH else "training")
+    run_dir = shutil.copytree(expected, tmp_path / "run")
+    for name in {"metrics.jsonl", "alphas.npz"} & set(os.listdir(run_dir)):
+        DAMAGE[damage](run_dir / name)
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("script, kept", [(SEARCH, {"checkpoint.pt"}), (CIFAR, {"checkpoint.pt", "best.pt"})])
+def test_a_run_goes_on_from_its_options_and_its_checkpoint_alone(script, kept, copy):
+    run_dir, expected = copy(script)
+    for path in list(run_dir.iterdir()):
+        if path.name not in {"args.json", *kept}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("script, name", [(SEARCH, "metrics.jsonl"), (SEARCH, "alphas.npz"), (CIFAR, "metrics.jsonl")])
+def test_a_directory_in_the_way_of_such_a_file_is_named_in_one_line(script, name, copy):
+    run_dir, expected = copy(script)
+    (run_dir / name).unlink()
+    (run_dir / name).mkdir()
+    assert str(run_dir / name) in one_line(run(script, "--resume", run_dir))
+    (run_dir / name).rmdir()
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "text"])
+@pytest.mark.parametrize("script", ["compare.py", "visualize.py"])
+def test_damaged_metrics_are_refused_in_one_line_by_what_reads_them(script, damage, training, tmp_path):
+    run_dir = shutil.copytree(training, tmp_path / "run")
+    DAMAGE[damage](run_dir / "metrics.jsonl")
+    before = snapshot(run_dir)
+    outcome = run(script, run_dir)
+    assert str(run_dir / "metrics.jsonl") in one_line(outcome) and "--resume" in outcome.err and not outcome.out
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_alphas_are_refused_in_one_line_by_what_draws_them(damage, search, tmp_path):
+    run_dir = shutil.copytree(search, tmp_path / "run")
+    DAMAGE[damage](run_dir / "alphas.npz")
+    outcome = run("visualize.py", run_dir)
+    assert str(run_dir / "alphas.npz") in one_line(outcome) and "--resume" in outcome.err and not outcome.out
+
+
 # ---- a disk that is full, a directory that can't be written to
 
 FULL = """

@@ -276,7 +276,7 @@ FULL = """
 import resource, subprocess
 name, count, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 screen = os.dup(2)
-cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=screen)      # what is printed goes to a pipe, not a file
+cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=screen)  # what is printed goes to a pipe, not a file
 os.dup2(cat.stdin.fileno(), 2)
 def full(event, args):
     global count
@@ -341,7 +341,7 @@ def test_a_full_disk_at_the_start_leaves_no_half_made_run_directory(script, data
 
 READ_ONLY = """
 import ctypes, struct
-sys.argv = sys.argv[1:]                                                    # without capabilities root is like anyone
+sys.argv = sys.argv[1:]  # without capabilities root is like anyone
 ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 """
 
@@ -378,7 +378,7 @@ def test_a_run_directory_whose_log_cannot_be_written_is_refused_on_resume(script
 NAN = """
 import torch.nn.functional as F
 count, sys.argv = int(sys.argv[1]), sys.argv[2:]
-def cross_entropy(*args, original=F.cross_entropy, **options):             # the loss is finite, its gradient is not
+def cross_entropy(*args, original=F.cross_entropy, **options):  # the loss is finite, its gradient is not
     global count
     loss = original(*args, **options)
     count -= loss.requires_grad

@@ -172,7 +172,7 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
 
 AS_FROM_A_SHELL = """
 import multiprocessing, runpy, sys
-multiprocessing.set_start_method(None, force=True)   # not the tests' way: workers would import torch anew
+multiprocessing.set_start_method(None, force=True)  # not the tests' way: workers would import torch anew
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -423,7 +423,7 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
 
 ANY_CIFAR = """
 import runpy, sys, torchvision
-torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True   # the files are not the real ones
+torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True  # the files are not the real ones
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -9,8 +9,9 @@ import json
 import statistics
 from pathlib import Path
 
+import cli
 import genotypes
-import utils
+import runs
 
 # what runs of the same experiment may differ in; the cell is compared by itself
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "tmp_data_dir", "workers", "report_freq", "device", "compile",
@@ -27,7 +28,7 @@ MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that are alw
 def read_run(run_dir: str) -> dict:
     """What a run directory holds: args.json's entries and the name, path, metrics and genotype. Raises ValueError."""
     path = Path(run_dir)
-    record, metrics = utils.read_run(path)
+    record, metrics = runs.read_run(path)
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
     return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype,
                      "args": {"dataset": "imagenet"} | record["args"]}
@@ -173,7 +174,7 @@ def list_genotypes(rows: list[dict]) -> str:
 # ---- command line
 
 def parse_args() -> argparse.Namespace:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of the training scripts")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all numbers, unrounded, and the genotypes")
@@ -195,4 +196,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, parse_args)
+    cli.run(main, parse_args)

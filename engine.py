@@ -1,9 +1,9 @@
-"""Epochs: the meter that every loop feeds, the evaluation scripts' training epoch, and everyone's evaluation."""
+"""Epochs: the meter that every loop feeds, everyone's evaluation, and how the evaluation scripts train."""
 import contextlib
-import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,19 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import genotypes
+import parallel
+import runs
 import utils
-from utils import log
+import visualize
+from runs import log
 
 
 def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
     """The cosine learning rate of `epoch` (from 0): `high` in epoch 0, close to `low` in the last."""
     return low + (high - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use this learning rate from the next step on."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 class Meter:
@@ -39,7 +37,7 @@ class Meter:
         self.sums = [0.0, 0.0, 0.0]  # of the steps that were read
         self.images = self.steps = 0
         self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
-        self.bar = tqdm(total=steps, desc=label, leave=False, disable=utils.rank() > 0 or not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, desc=label, leave=False, disable=parallel.rank() > 0 or not sys.stderr.isatty())
 
     def rest_of(self, batches):
         """The epoch's batches, which after a stop in its evaluation are all behind it."""
@@ -60,8 +58,8 @@ class Meter:
                 log.info(f"{self.label} step {self.steps} loss {loss:.4f} "
                          f"top1 {100 * top1:.2f} top5 {100 * top5:.2f}")
         # Processes can't agree to stop in an evaluation: one may have a batch more than another.
-        if self.total is not None or utils.world_size() == 1:
-            utils.stop_if_asked()
+        if self.total is not None or parallel.world_size() == 1:
+            parallel.stop_if_asked()
 
     def _read(self) -> None:
         rows = torch.stack(self.unread)  # (steps, 3)
@@ -88,37 +86,29 @@ class Meter:
         """The steps so far of all processes, to go on with in the middle of an epoch. Raises as `finish`."""
         if self.unread:
             self._read()
-        sums = utils.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
+        sums = parallel.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
         return {"sums": sums.tolist(), "steps": self.steps, "seconds": time.perf_counter() - self.start}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there."""
-        if utils.rank() == 0:  # it counts for all
+        if parallel.rank() == 0:  # it counts for all
             *self.sums, self.images = state["sums"]
         self.steps = state["steps"]
         self.start -= state["seconds"]
         self.bar.update(self.steps)
 
 
-def save(run_dir: Path, state: dict, parts: dict) -> None:
-    """Write checkpoint.pt: a run's state and that of its parts, by name. All processes call it. Raises OSError."""
-    state = state | {name: part.state_dict() for name, part in parts.items()}
-    if utils.rank() == 0:
-        utils.save_checkpoint(run_dir, state)
-
-
 @contextlib.contextmanager
 def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict):
     """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on."""
     meter = Meter(label, steps, args.report_freq)
-    if "meter" in state:
-        meter.load_state_dict(state.pop("meter"))
+    runs.restore(state, {"meter": meter})
     try:
         yield meter
-    except utils.Stopped:
+    except parallel.Stopped:
         check_finite(parts["network"], label)
-        save(run_dir, state, parts | {"meter": meter})
-        utils.wait_for_all()
+        runs.save_checkpoint(run_dir, state, parts | {"meter": meter})
+        parallel.wait_for_all()
         raise
 
 
@@ -126,44 +116,45 @@ def log_start(run_dir: Path, args, device: torch.device, network: nn.Module, ima
     """Say what is trained, where and how large it is."""
     small, large = (utils.count_parameters(network, auxiliary) for auxiliary in (False, True))
     plain, published = (utils.count_multiply_adds(network, image_size, published) / 1e6 for published in (False, True))
-    log.info(f"{run_dir}: --arch {args.arch} on {utils.world_size()} x {utils.describe_device(device)}; {small:,} "
+    log.info(f"{run_dir}: --arch {args.arch} on {parallel.world_size()} x {utils.describe_device(device)}; {small:,} "
              f"parameters, {large:,} with the auxiliary head; {plain:.1f}M multiply-adds at {image_size}x{image_size}, "
              f"{published:.1f}M in the published convention")
 
 
 def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, torch.amp.GradScaler]:
     """The network to train with, compiled and distributed as asked, and its gradient scaler; save `network` itself."""
-    utils.share_rank0(network)
+    parallel.share_rank0(network)
     scaler = utils.set_precision(network, device, args.amp)
     if args.compile:
         network.compile()  # in place: state_dict keys stay
-    if utils.world_size() == 1:
+    if parallel.world_size() == 1:
         return network, scaler
     # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient.
     return DistributedDataParallel(network, static_graph=True), scaler
 
 
 def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                    epoch: int, meter: Meter, args, label_smoothing: float = 0.0) -> dict:
+                    epoch: int, meter: Meter, args) -> dict:
     """One pass over (images (B, 3, H, W), target (B,)) batches, or what is left of it -> the epoch's record.
 
-    The loss is the cross entropy, plus `args.auxiliary_weight` times the auxiliary head's. Raises ValueError where it
-    is not finite.
+    The loss is the cross entropy, smoothed by ImageNet's `args.label_smooth`, plus `args.auxiliary_weight` times the
+    auxiliary head's. Raises ValueError where it is not finite.
     """
+    cross_entropy = partial(F.cross_entropy, label_smoothing=getattr(args, "label_smooth", 0.0))
     device = optimizer.param_groups[0]["params"][0].device
     for images, target in meter.rest_of(batches):
         utils.seed_everything(args.seed, 1 + epoch, meter.steps)
         images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
         logits, logits_aux = network(images)
-        loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        loss = cross_entropy(logits, target)
         if logits_aux is not None:
-            loss = loss + args.auxiliary_weight * F.cross_entropy(logits_aux, target, label_smoothing=label_smoothing)
+            loss = loss + args.auxiliary_weight * cross_entropy(logits_aux, target)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         utils.clipped_step(optimizer, scaler, args.grad_clip)
         meter.update(loss.detach(), logits.detach(), target)
     loss, top1, _ = meter.finish()
-    utils.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
+    parallel.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
     return {"train_loss": loss, "train_acc": top1, **meter.timing, "peak_memory_mb": utils.peak_memory_mb(device)}
 
 
@@ -172,42 +163,6 @@ def check_finite(network: nn.Module, label: str) -> None:
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise ValueError(f"the weights are not finite after {label}: lower --learning_rate or use --amp off; the last "
                          "checkpoint is kept")
-
-
-def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
-    """Log an epoch; write best.pt where its test accuracy is the best yet, then checkpoint.pt and metrics.jsonl."""
-    check_finite(parts["network"], f"epoch {record['epoch']}")
-    state["epoch"] += 1
-    state["metrics"].append(record)
-    log.info(json.dumps(record))
-    if utils.rank() == 0 and record["test_acc"] > state["best_acc"]:
-        state |= {"best_acc": record["test_acc"], "best_epoch": record["epoch"]}
-        utils.save_weights(run_dir / "best.pt", parts["network"])
-    save(run_dir, state, parts)
-    if utils.rank() == 0:
-        utils.write_metrics(run_dir, state["metrics"])
-
-
-def restore(run_dir: Path, kind: str, parts: dict) -> dict:
-    """The state of a run, at its start or from its checkpoint, which is loaded into `parts`."""
-    state = utils.load_checkpoint(run_dir, kind) or {
-        "kind": kind, "epoch": 0, "metrics": [], "best_acc": -1.0, "best_epoch": None}
-    for name, part in parts.items():
-        if name in state:
-            utils.load_part(name, part, state.pop(name))
-    if utils.rank() == 0 and state["metrics"]:
-        utils.write_metrics(run_dir, state["metrics"])  # a kill may have come before it
-    return state
-
-
-def report(state: dict, network: nn.Module, run_dir: Path) -> None:
-    """Write the last epoch's weights and say what the run reached."""
-    last = state["metrics"][-1]
-    if utils.rank() == 0:
-        utils.save_weights(run_dir / "weights.pt", network)
-    hours = sum(record["seconds"] for record in state["metrics"]) * utils.world_size() / 3600
-    log.info(f"{run_dir}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
-             f"best {state['best_acc']:.2f}% (epoch {state['best_epoch']}, best.pt); {hours:.2f} device-hours")
 
 
 def test(network: nn.Module, batches, label: str) -> dict:
@@ -229,3 +184,66 @@ def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, flo
         meter.update(F.cross_entropy(logits, target), logits, target)
     network.train()
     return meter.finish()
+
+
+def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
+    """Write best.pt where an epoch's test accuracy is the best yet, then the epoch itself."""
+    check_finite(parts["network"], f"epoch {record['epoch']}")
+    if parallel.rank() == 0 and record["test_acc"] > state["best_acc"]:
+        state |= {"best_acc": record["test_acc"], "best_epoch": record["epoch"]}
+        runs.save_weights(run_dir / "best.pt", parts["network"])
+    runs.end_epoch(run_dir, state, record, parts)
+
+
+def report(state: dict, network: nn.Module, run_dir: Path) -> None:
+    """Write the last epoch's weights, say what the run reached, and draw it."""
+    last = state["metrics"][-1]
+    if parallel.rank() == 0:
+        runs.save_weights(run_dir / "weights.pt", network)
+    hours = sum(record["seconds"] for record in state["metrics"]) * parallel.world_size() / 3600
+    log.info(f"{run_dir}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
+             f"best {state['best_acc']:.2f}% (epoch {state['best_epoch']}, best.pt); {hours:.2f} device-hours")
+    if parallel.rank() == 0:
+        log.info(f"pictures: {visualize.draw_run(run_dir)}")
+
+
+def test_weights(network: nn.Module, batches, args) -> None:
+    """What --eval does: say how good --weights are on the test set. Raises ValueError where they don't fit."""
+    runs.load_weights(args.weights, network)
+    log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(
+        **test(network, batches, "test")))
+
+
+def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, image_size: int, batches, test_batches,
+          learning_rate, args, set_epoch=None) -> None:
+    """A whole run: open or resume its directory, train and test every epoch, say what was reached.
+
+    test_batches() gives a pass over the test set, learning_rate(args, epoch) that of an epoch from 0. set_epoch(epoch,
+    step), for batches that can't be saved in a checkpoint, tells them where to begin.
+    """
+    device = network.classifier.weight.device
+    run_dir = runs.open_run_dir(kind, args, device)
+    if parallel.rank() == 0:
+        genotypes.save(genotype, run_dir / "genotype.json")
+    log_start(run_dir, args, device, network, image_size)
+    optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay,
+                                fused=True)
+    trained, scaler = prepare(network, device, args)
+    parts = {"network": network, "optimizer": optimizer, "scaler": scaler}
+    if set_epoch is None:
+        parts["batches"] = batches
+    state = runs.load_state(run_dir, kind, best_acc=-1.0, best_epoch=None)
+    runs.restore(state, parts)
+    write_scalars = runs.scalar_writer(args, run_dir, done=state["epoch"])
+    for epoch in range(state["epoch"], args.epochs):
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch)
+        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+        record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
+        with epoch_meter(f"epoch {epoch}", len(batches), args, run_dir, state, parts) as meter:
+            if set_epoch:
+                set_epoch(epoch, meter.steps)
+            record |= train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
+            record |= test(network, test_batches(), f"epoch {epoch} test")
+        finish_epoch(state, record, parts, run_dir)
+        write_scalars(epoch, record)
+    report(state, network, run_dir)

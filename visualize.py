@@ -16,11 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import BoxStyle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Curve
 
+import cli
 import genotypes
 import report
-import utils
+import runs
 from genotypes import Genotype
-from utils import log
+from runs import log
 
 COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, which colour-blind readers can tell apart
     "none": "#A6A6A6", "skip_connect": "#000000", "max_pool_3x3": "#D55E00", "avg_pool_3x3": "#E69F00",
@@ -319,7 +320,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        utils.write_file(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
+        runs.write_file(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
 
 
 @rc_context(STYLE)
@@ -338,15 +339,14 @@ def draw_run(run_dir, out=None) -> Path:
     out: the run directory where left out. Raises ValueError where run_dir is no run, OSError where it can't write.
     """
     run_dir, out = Path(run_dir), Path(out or run_dir)
-    record, metrics = utils.read_run(run_dir)
+    record, metrics = runs.read_run(run_dir)
     pictures, folder = {}, out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
     if genotype:
         pictures |= draw_genotype(genotype, folder, "cell")
     if metrics and record["kind"] == "search":
-        with numpy.load(run_dir / "alphas.npz") as file:
-            alphas = dict(file)
+        alphas = runs.read_alphas(run_dir)
         save_picture(draw_search(metrics, alphas), folder / "curves")
         pictures["The search; entropy in units of log K: mean and range over a cell's edges"] = folder / "curves.svg"
         for cell, title in CELLS.items():
@@ -356,14 +356,14 @@ def draw_run(run_dir, out=None) -> Path:
     elif metrics:
         save_picture(draw_training(metrics), folder / "curves")
         pictures["Training"] = folder / "curves.svg"
-    utils.write_file(out / "report.html", report.page(run_dir, out, record, metrics, pictures).encode())
+    runs.write_file(out / "report.html", report.page(run_dir, out, record, metrics, pictures).encode())
     return out / "report.html"
 
 
 # ---- command line
 
 def parse_args() -> argparse.Namespace:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("what", metavar="RUN_DIR | NAME | genotype.json", help="a run, a published cell or random:SEED")
     parser.add_argument("--out", metavar="DIR", help="where the files go; default: the run, or the current directory")
     return parser.parse_args()
@@ -380,4 +380,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, parse_args)
+    cli.run(main, parse_args)

@@ -15,8 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from search_step import plain_step
 
+import cli
 import train_search
-import utils
 from architect import Architect
 from model_search import Network
 
@@ -54,4 +54,4 @@ def main(args) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as save:
         sys.argv += ["--save", save]
-        utils.run(main, train_search.parse_args)
+        cli.run(main, train_search.parse_args)

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from search_step import check, dispatches, file_to_write, kept_bytes, peak_bytes, seconds, write_json
 
+import cli
 import genotypes
-import utils
 from model import NetworkCIFAR
 
 
-def get_args_parser() -> utils.Parser:
-    parser = utils.Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("--arch", default="PDARTS")
-    parser.add_argument("--init_channels", type=utils.number(int, 2), default=36)
-    parser.add_argument("--layers", type=utils.number(int, 1), default=20)
-    parser.add_argument("--batch_size", type=utils.number(int, 2), default=8)
-    parser.add_argument("--repeats", type=utils.number(int, 1), default=5, help="timed runs, after one that is not")
-    parser.add_argument("--threads", type=utils.number(int, 1), default=2, help="of the CPU")
+    parser.add_argument("--init_channels", type=cli.number(int, 2), default=36)
+    parser.add_argument("--layers", type=cli.number(int, 1), default=20)
+    parser.add_argument("--batch_size", type=cli.number(int, 2), default=8)
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one that is not")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=2, help="of the CPU")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
@@ -84,4 +84,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, get_args_parser().parse_args)
+    cli.run(main, get_args_parser().parse_args)

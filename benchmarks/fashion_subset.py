@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
 import data
-import utils
 
 
 def first_of_each_class(target: torch.Tensor, n: int) -> list[int]:
@@ -28,11 +28,11 @@ def write_idx(path: Path, values: torch.Tensor) -> None:
     path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
 
 
-def get_args_parser() -> utils.Parser:
-    parser = utils.Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train", type=utils.number(int, 10), default=6000)
-    parser.add_argument("--test", type=utils.number(int, 10), default=2000)
+    parser.add_argument("--train", type=cli.number(int, 10), default=6000)
+    parser.add_argument("--test", type=cli.number(int, 10), default=2000)
     parser.add_argument("--tree", action="store_true", help="PNG images in train/CLASS and val/CLASS")
     return parser
 
@@ -54,4 +54,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, get_args_parser().parse_args)
+    cli.run(main, get_args_parser().parse_args)

@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from search_step import file_to_write, write_json
 
+import cli
 import data
-import utils
 
 BATCH, CUTOUT, REPEATS = 96, 16, 9
 
@@ -29,8 +29,8 @@ def cutout(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-def get_args_parser() -> utils.Parser:
-    parser = utils.Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
@@ -62,4 +62,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, get_args_parser().parse_args)
+    cli.run(main, get_args_parser().parse_args)

@@ -24,6 +24,7 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
 import utils
 from architect import Architect
 from genotypes import PRIMITIVES
@@ -47,16 +48,16 @@ def write_json(args: argparse.Namespace, results: dict | list) -> None:
         args.json.write_text(json.dumps(record, indent=1, default=str))
 
 
-def get_args_parser() -> utils.Parser:
-    parser = utils.Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
-    parser.add_argument("--channels", type=utils.number(int, 2), default=16, help="initial channels")
-    parser.add_argument("--image_size", type=utils.number(int, 4), default=32)
-    parser.add_argument("--batch_size", type=utils.number(int, 2), help="default: 16 on a CPU, 96 on a GPU")
-    parser.add_argument("--repeats", type=utils.number(int, 1), default=5, help="timed runs, after one that is not")
-    parser.add_argument("--threads", type=utils.number(int, 1), default=1, help="of the CPU")
+    parser.add_argument("--channels", type=cli.number(int, 2), default=16, help="initial channels")
+    parser.add_argument("--image_size", type=cli.number(int, 4), default=32)
+    parser.add_argument("--batch_size", type=cli.number(int, 2), help="default: 16 on a CPU, 96 on a GPU")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one that is not")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=1, help="of the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the candidates, weights and images")
+    parser.add_argument("--seed", type=cli.number(int, 0), default=0, help="of the candidates, weights and images")
     parser.add_argument("--growth", action="store_true", help="measure the growth table instead")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
@@ -280,4 +281,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, get_args_parser().parse_args)
+    cli.run(main, get_args_parser().parse_args)

@@ -8,8 +8,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import engine
 import genotypes
+import parallel
 import train_cifar
-import utils
 from architect import Architect
 from model import NetworkCIFAR
 from model_search import Network
@@ -21,10 +21,10 @@ def gradients(network: nn.Module) -> dict:
 
 
 def main(out: str) -> None:
-    utils.init_distributed(torch.device("cpu"))
+    parallel.init_distributed(torch.device("cpu"))
     torch.manual_seed(1)
     images, target = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.randint(10, (8,))
-    share = slice(utils.rank(), None, utils.world_size())
+    share = slice(parallel.rank(), None, parallel.world_size())
     images, target = images[share], target[share]
     candidates = [["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"]] * 14
     supernet = Network(4, 10, 3, candidates, candidates).double().eval()  # batch norm with its running statistics
@@ -44,7 +44,7 @@ def main(out: str) -> None:
     optimizer = torch.optim.SGD(network.parameters(), 0.025)
     engine.train_one_epoch(trained, [(images, target)], optimizer, scaler, 0, engine.Meter("step", 1, 1), args)
     found |= {f"evaluation {name}": grad for name, grad in gradients(network).items()}
-    torch.save(found, f"{out}.{utils.rank()}of{utils.world_size()}")
+    torch.save(found, f"{out}.{parallel.rank()}of{parallel.world_size()}")
 
 
 if __name__ == "__main__":

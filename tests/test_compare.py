@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import cli
 import compare
 import genotypes
-import utils
+from runs import log
 
 ROOT = Path(__file__).parent.parent
 FOUND = genotypes.load("random:3")
@@ -61,8 +62,8 @@ def runs(tmp_path) -> list[str]:
 
 def run_compare(words: list[str], monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-    monkeypatch.setattr(utils.log, "handlers", [])
-    utils.run(compare.main, compare.parse_args)
+    monkeypatch.setattr(log, "handlers", [])
+    cli.run(compare.main, compare.parse_args)
 
 
 def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from kill_loop import OPTIONS, assert_nothing_torn, assert_same_result
 from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
 
+import cli
+import runs
 import train_cifar
 import train_imagenet
 import train_search
-import utils
 
 SEARCH, CIFAR = "train_search.py", "train_cifar.py"
 MEND = re.compile(r"free|space|leave|give|use |name |choose|lower|make|permi|writ|try |check|--resume")
@@ -134,15 +135,15 @@ def assert_survives_a_kill_after(files, script, options, expected, save, run_as)
 
 
 STOPS_AT = """
-import utils
+import parallel
 count, sys.argv = int(sys.argv[1]), sys.argv[2:]
-def stop_if_asked(ask=utils.stop_if_asked):
+def stop_if_asked(ask=parallel.stop_if_asked):
     global count
     count -= 1
     if count == 0:
         os.kill(os.getpid(), signal.SIGTERM)
     ask()
-utils.stop_if_asked = stop_if_asked
+parallel.stop_if_asked = stop_if_asked
 """
 
 
@@ -158,7 +159,7 @@ def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]
-        stops.append(utils.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
+        stops.append(runs.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
     assert {1, steps} <= set(stops)  # in the training and the test of an epoch
     for done in (run_dir, expected):
         (done / "previous.pt").unlink()  # where the last stop was
@@ -198,13 +199,84 @@ def test_a_search_killed_between_two_files_ends_as_if_undisturbed(files, short_s
     assert_survives_a_kill_after(files, SEARCH, options, expected, tmp_path / "killed", run_as)
 
 
+# ---- files that follow from the checkpoint
+
+DAMAGE = {
+    "garbage": lambda path: path.write_bytes(b"\xff\x00{" * 20),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "text": lambda path: path.write_text("[" * 100_000),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("script, name", [(SEARCH, "metrics.jsonl"), (SEARCH, "alphas.npz"), (CIFAR, "metrics.jsonl")])
+def test_a_damaged_file_that_follows_from_the_checkpoint_is_written_anew(script, name, damage, copy):
+    run_dir, expected = copy(script)
+    DAMAGE[damage](run_dir / name)
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "deleted"])
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_a_finished_run_mends_what_follows_from_its_checkpoint(script, damage, request, tmp_path):
+    expected = request.getfixturevalue("search" if script == SEARCH else "training")
+    run_dir = shutil.copytree(expected, tmp_path / "run")
+    for name in {"metrics.jsonl", "alphas.npz"} & set(os.listdir(run_dir)):
+        DAMAGE[damage](run_dir / name)
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("script, kept", [(SEARCH, {"checkpoint.pt"}), (CIFAR, {"checkpoint.pt", "best.pt"})])
+def test_a_run_goes_on_from_its_options_and_its_checkpoint_alone(script, kept, copy):
+    run_dir, expected = copy(script)
+    for path in list(run_dir.iterdir()):
+        if path.name not in {"args.json", *kept}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("script, name", [(SEARCH, "metrics.jsonl"), (SEARCH, "alphas.npz"), (CIFAR, "metrics.jsonl")])
+def test_a_directory_in_the_way_of_such_a_file_is_named_in_one_line(script, name, copy):
+    run_dir, expected = copy(script)
+    (run_dir / name).unlink()
+    (run_dir / name).mkdir()
+    assert str(run_dir / name) in one_line(run(script, "--resume", run_dir))
+    (run_dir / name).rmdir()
+    resumed(script, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "text"])
+@pytest.mark.parametrize("script", ["compare.py", "visualize.py"])
+def test_damaged_metrics_are_refused_in_one_line_by_what_reads_them(script, damage, training, tmp_path):
+    run_dir = shutil.copytree(training, tmp_path / "run")
+    DAMAGE[damage](run_dir / "metrics.jsonl")
+    before = snapshot(run_dir)
+    outcome = run(script, run_dir)
+    assert str(run_dir / "metrics.jsonl") in one_line(outcome) and "--resume" in outcome.err and not outcome.out
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_alphas_are_refused_in_one_line_by_what_draws_them(damage, search, tmp_path):
+    run_dir = shutil.copytree(search, tmp_path / "run")
+    DAMAGE[damage](run_dir / "alphas.npz")
+    outcome = run("visualize.py", run_dir)
+    assert str(run_dir / "alphas.npz") in one_line(outcome) and "--resume" in outcome.err and not outcome.out
+
+
 # ---- a disk that is full, a directory that can't be written to
 
 FULL = """
 import resource, subprocess
 name, count, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 screen = os.dup(2)
-cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=screen)      # what is printed goes to a pipe, not a file
+cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=screen)  # what is printed goes to a pipe, not a file
 os.dup2(cat.stdin.fileno(), 2)
 def full(event, args):
     global count
@@ -240,7 +312,7 @@ def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count,
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, CIFAR, expected)
     epochs = {"genotype.json": 0, "best.pt": 0, "checkpoint.pt": count - 1, "previous.pt": 1, "metrics.jsonl": 2}
-    state = utils.load_checkpoint(run_dir, "eval") or {"epoch": 0}
+    state = runs.load_checkpoint(run_dir, "eval") or {"epoch": 0}
     assert state["epoch"] == epochs.get(name, 3)
     resumed(CIFAR, run_dir)
     assert_same_result(run_dir, expected)
@@ -254,7 +326,7 @@ def test_a_full_disk_stops_a_search_in_one_line_and_loses_nothing(name, copy, ru
     assert str(run_dir) in message
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, SEARCH, expected)
-    assert len(utils.load_checkpoint(run_dir, "search")["metrics"]) >= before
+    assert len(runs.load_checkpoint(run_dir, "search")["metrics"]) >= before
     resumed(SEARCH, run_dir)
     assert_same_result(run_dir, expected)
 
@@ -269,7 +341,7 @@ def test_a_full_disk_at_the_start_leaves_no_half_made_run_directory(script, data
 
 READ_ONLY = """
 import ctypes, struct
-sys.argv = sys.argv[1:]                                                    # without capabilities root is like anyone
+sys.argv = sys.argv[1:]  # without capabilities root is like anyone
 ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 """
 
@@ -306,7 +378,7 @@ def test_a_run_directory_whose_log_cannot_be_written_is_refused_on_resume(script
 NAN = """
 import torch.nn.functional as F
 count, sys.argv = int(sys.argv[1]), sys.argv[2:]
-def cross_entropy(*args, original=F.cross_entropy, **options):             # the loss is finite, its gradient is not
+def cross_entropy(*args, original=F.cross_entropy, **options):  # the loss is finite, its gradient is not
     global count
     loss = original(*args, **options)
     count -= loss.requires_grad
@@ -329,7 +401,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
     run_dir = the_run(tmp_path / "runs")
     assert_nothing_torn(run_dir, script, expected)
-    state = utils.load_checkpoint(run_dir, kill_loop.KIND[script])
+    state = runs.load_checkpoint(run_dir, kill_loop.KIND[script])
     assert len(state["metrics"]) == 1 and epochs_done(run_dir) == 1
     for path in run_dir.glob("*.pt"):
         weights = torch.load(path, weights_only=True)
@@ -342,18 +414,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """run_here(main, parse, *options): utils.run in this process; (exit status or 0, what it printed)."""
+    """run_here(main, parse, *options): cli.run in this process; (exit status or 0, what it printed)."""
     def call(main, parse, *options):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
-        handlers, level = utils.log.handlers[:], utils.log.level
+        handlers, level = runs.log.handlers[:], runs.log.level
         capsys.readouterr()
         code = 0
         try:
-            utils.run(main, parse)
+            cli.run(main, parse)
         except SystemExit as ended:
             code = ended.code
         finally:
-            utils.log.handlers[:], utils.log.level = handlers, level
+            runs.log.handlers[:], runs.log.level = handlers, level
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out, err = capsys.readouterr()
@@ -568,7 +640,7 @@ def test_code_in_a_training_checkpoint_is_never_executed(form, part, copy, tmp_p
         path.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
-    path.write_bytes(path.read_bytes() + utils.hashlib.sha256(path.read_bytes()).digest())
+    path.write_bytes(path.read_bytes() + runs.hashlib.sha256(path.read_bytes()).digest())
     if part == "previous.pt":
         (run_dir / "checkpoint.pt").write_bytes(b"damaged")
         message = one_line_of_resume(run_dir)

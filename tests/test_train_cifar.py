@@ -29,6 +29,7 @@ from torch import nn
 
 import engine
 import genotypes
+import runs
 import train_cifar
 import utils
 from model import NetworkCIFAR
@@ -54,11 +55,11 @@ def test_learning_rate_and_drop_path_follow_the_formulas_in_all_600_epochs(monke
         assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-4)
 
     for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
-                          (train_cifar.visualize, ("draw_run",))):
+                          (engine.visualize, ("draw_run",))):
         for name in names:
             monkeypatch.setattr(module, name, lambda *args: {})
     monkeypatch.setattr(engine, "finish_epoch", finish_epoch)
-    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
     monkeypatch.setattr("sys.argv", ["train_cifar.py", "--init_channels", "2", "--layers", "1", "--device", "cpu"])
     train_cifar.main(train_cifar.parse_args())
     assert rows == [pytest.approx((0.025 * (1 + math.cos(math.pi * e / 600)) / 2, 0.3 * e / 600), abs=1e-15)
@@ -190,7 +191,7 @@ def test_weights_load_in_every_form_people_have_also_with_an_auxiliary_head_too_
     state = small(auxiliary=auxiliary).state_dict()
     torch.save(form(state), tmp_path / "weights.pt")
     network = small()
-    utils.load_weights(str(tmp_path / "weights.pt"), network)
+    runs.load_weights(str(tmp_path / "weights.pt"), network)
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")
 
@@ -281,7 +282,7 @@ def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(mak
     word, network = make(tmp_path / "weights.pt"), small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError) as caught:
-        utils.load_weights(str(tmp_path / "weights.pt"), network)
+        runs.load_weights(str(tmp_path / "weights.pt"), network)
     message = str(caught.value)
     assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
     assert ("supernet" in message) == (word == "supernet")

@@ -17,6 +17,7 @@ from torch import nn
 
 import engine
 import genotypes
+import runs
 import train_imagenet
 import utils
 from model import NetworkImageNet
@@ -137,8 +138,8 @@ def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
     write_images(tmp_path, train=2, val=1, size=(8, 8))
     monkeypatch.setattr(train_imagenet, "NetworkImageNet", Constant)
     monkeypatch.setattr(engine, "log_start", lambda *args: None)
-    monkeypatch.setattr(train_imagenet.visualize, "draw_run", lambda *args: None)
-    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr(engine.visualize, "draw_run", lambda *args: None)
+    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
     args = options(monkeypatch, *words.split(), *ONCE, "--learning_rate", 0, "--tmp_data_dir", tmp_path,
                    *(["--auxiliary", "--image_size", "193"] if auxiliary else []))
     train_imagenet.main(args)
@@ -155,10 +156,10 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
     write_images(tmp_path, train=2, val=1, size=(8, 8))
     rows = []
     for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
-                          (train_imagenet.visualize, ("draw_run",))):
+                          (engine.visualize, ("draw_run",))):
         for name in names:
             monkeypatch.setattr(module, name, lambda *args, **kwargs: {})
-    monkeypatch.setattr(utils, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
     monkeypatch.setattr(engine, "finish_epoch", lambda state, record, parts, run_dir: rows.append(
         (parts["network"].drop_path_prob, record["drop_path_prob"], parts["optimizer"].param_groups[0]["lr"])))
     args = options(monkeypatch, *TINY, "--tmp_data_dir", tmp_path, "--drop_path_prob", 0.2, "--workers", 0)
@@ -171,7 +172,7 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
 
 AS_FROM_A_SHELL = """
 import multiprocessing, runpy, sys
-multiprocessing.set_start_method(None, force=True)   # not the tests' way: workers would import torch anew
+multiprocessing.set_start_method(None, force=True)  # not the tests' way: workers would import torch anew
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -32,8 +32,8 @@ from scripts import (
 import engine
 import genotypes
 import progressive
+import runs
 import train_search
-import utils
 from architect import Architect
 from model import NetworkCIFAR
 from model_search import Network
@@ -243,13 +243,13 @@ def test_an_epoch_touches_the_validation_stream_only_after_warm_up_and_alphas_go
         return valid
 
     monkeypatch.setattr(train_search, "weight_step", weight_step)
+    architect = SimpleNamespace(step=alpha_step)
     parts = SimpleNamespace(network=learner.network, optimizer=learner.optimizer, scaler=None,
-                            train_batches=[train] * 3, architect=SimpleNamespace(step=alpha_step),
-                            valid_batches=SimpleNamespace(next=next_valid))
+                            train_batches=[train] * 3, valid_batches=SimpleNamespace(next=next_valid))
     args = train_search.get_args_parser().parse_args([])
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
     epoch = args.warmup_epochs if learn_alphas else args.warmup_epochs - 1
-    train_search.search_epoch(stage, epoch, parts, engine.Meter("", 3, 50), args)
+    train_search.search_epoch(stage, epoch, architect, parts, engine.Meter("", 3, 50), args)
     assert steps == expected
 
 
@@ -385,7 +385,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    utils.save_checkpoint(run_dir, state)
+    runs.save_checkpoint(run_dir, state, parts={})
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]
@@ -423,7 +423,7 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
 
 ANY_CIFAR = """
 import runpy, sys, torchvision
-torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True   # the files are not the real ones
+torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True  # the files are not the real ones
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -813,7 +813,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(stopped, tmp_path):
         damaged[position] ^= 1 << random.integers(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            assert same(utils.load_checkpoint(tmp_path, "search"), expected), position
+            assert same(runs.load_checkpoint(tmp_path, "search"), expected), position
         except ValueError:
             refused += 1
     assert refused == 45
@@ -886,10 +886,10 @@ def test_too_little_memory_is_said_with_a_batch_size_to_try(tmp_path):
 # ---- two at once
 
 SAME_SECOND = """
-import datetime, runpy, sys, utils
+import datetime, runpy, sys, runs
 class Now(datetime.datetime):
     now = classmethod(lambda cls, tz=None: cls(2030, 1, 2, 3, 4, 5))
-utils.datetime = Now
+runs.datetime = Now
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

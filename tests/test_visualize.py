@@ -13,9 +13,10 @@ import numpy
 import pytest
 from PIL import Image
 
+import cli
 import genotypes
 import report
-import utils
+import runs
 import visualize
 from genotypes import OPERATIONS, PRIMITIVES
 
@@ -234,9 +235,9 @@ def test_the_command_draws_a_published_cell_where_it_is_told(tmp_path):
 def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["visualize.py", *words])
-    monkeypatch.setattr(utils.log, "handlers", [])
+    monkeypatch.setattr(runs.log, "handlers", [])
     with pytest.raises(SystemExit) as exit:
-        utils.run(visualize.main, visualize.parse_args)
+        cli.run(visualize.main, visualize.parse_args)
     lines = capsys.readouterr().err.splitlines()
     assert exit.value.code == status and len(lines) == 1 and text in lines[0]
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
+import sets
 
 
 def random_set(n=96, channels=3, size=32, flip=True):
@@ -253,7 +254,7 @@ def offline(monkeypatch):
         raise OSError("no internet\nhere")
     for name in ("CIFAR10", "CIFAR100", "SVHN", "FashionMNIST"):
         monkeypatch.setattr(getattr(torchvision.datasets, name), "download", refuse)
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", "/nowhere")
+    monkeypatch.setattr(sets, "DEBIAN_FASHION_MNIST", "/nowhere")
 
 
 @pytest.fixture
@@ -335,7 +336,7 @@ def write_fashion_mnist(folder, packed):
 @pytest.mark.parametrize("place, packed", [("FashionMNIST/raw", False), ("FashionMNIST/raw", True), ("", True),
                                            ("debian", True)])
 def test_fashion_mnist_from_idx_files(place, packed, tmp_path, offline, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
+    monkeypatch.setattr(sets, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
     images, labels = write_fashion_mnist(tmp_path / place, packed)
     got = data.load("fashion_mnist", str(tmp_path))
     assert got.train_images.shape == (12, 1, 32, 32) and got.train_target.tolist() == labels.tolist()
@@ -354,7 +355,7 @@ def test_damaged_idx_file_is_named(tmp_path, offline):
     assert str(path) in one_error_line(error)
 
 
-@pytest.mark.skipif(not Path(data.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
+@pytest.mark.skipif(not Path(sets.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
 def test_real_fashion_mnist(tmp_path):
     got = data.load("fashion_mnist", str(tmp_path), 28)
     assert got.train_images.shape == (60000, 1, 28, 28) and got.test_images.shape == (10000, 1, 28, 28)

@@ -1,4 +1,5 @@
 """Data sets by name, the search's two halves, augmentation on the device, and the ImageNet pipeline."""
+import logging
 import os
 import signal
 import threading
@@ -8,18 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Subset
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 import sets
+from folders import ImageError as ImageError  # what the ImageNet loaders raise
+from folders import image_folders, read_folder, read_image
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
 CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
                "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
+log = logging.getLogger("pdarts")
 
 
 class DataSet(NamedTuple):
@@ -31,12 +33,6 @@ class DataSet(NamedTuple):
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     flip: bool  # does a mirror image keep its label?
-
-
-class ImageError(ValueError):
-    """An image that cannot be read; prints as one line even where a worker process has put its traceback in front."""
-    def __str__(self):
-        return str(self.args[0]).split("ImageError: ")[-1].strip()
 
 
 def load(name: str, root: str, image_size: int | None = None) -> DataSet:
@@ -65,46 +61,6 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
     mean, std = CIFAR_STATS.get(name) or (tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats))
     return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
-
-
-def read_folder(root: str, size: int):
-    train, test = image_folders(Path(root))
-    # ImageFolder sorts by class, which would put different classes into the two halves of the search: shuffle the
-    # training images, by a fixed seed.
-    shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-    fit, parts = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]), []
-    for samples in ([train.samples[i] for i in shuffled], test.samples):
-        images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
-        for image, (path, _) in zip(images, samples, strict=True):
-            image.copy_(fit(read_image(path)))
-        parts += [images, torch.tensor([label for _, label in samples])]
-    return *parts, train.classes
-
-
-def image_folders(root: Path) -> list[ImageFolder]:
-    """Open train/CLASS/* and val/CLASS/* (or test/CLASS/*); OSError or ValueError where they lack folders or images."""
-    folders = []
-    for names in (("train",), ("val", "test")):
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is None:
-            raise FileNotFoundError(f"no folder {root / names[0]}: {root} must hold train/CLASS/* and val/CLASS/*")
-        if not any(entry.is_dir() for entry in folder.iterdir()):
-            raise FileNotFoundError(f"{folder} has no class folders: put the images into {folder}/CLASS/")
-        folders.append(ImageFolder(folder, loader=read_image, allow_empty=True))
-        if empty := set(folders[-1].classes) - {folders[-1].classes[label] for label in set(folders[-1].targets)}:
-            raise ValueError(f"{folder} has no images of class {', '.join(sorted(empty))}: add some, or remove it")
-    for one, other in (folders, folders[::-1]):
-        if missing := set(one.classes) - set(other.classes):
-            raise ValueError(f"{other.root} lacks class {', '.join(sorted(missing))} of {one.root}: make them equal")
-    return folders
-
-
-def read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ..., by file format
-        raise ImageError(f"cannot read image {path}: replace or remove the file") from error
 
 
 def search_split(dataset: DataSet, train_portion: float):
@@ -220,8 +176,23 @@ def eval_batches(images: Tensor, target: Tensor, batch_size: int, dataset: DataS
         yield x.expand(-1, 3, -1, -1), target[i:i + step].to(device)
 
 
-class SeededFolder(ImageFolder):
-    """An image folder whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
+class ImageFiles(Dataset):
+    """Image files as (image (3, H, W) uint8, label, whether it was transparent)."""
+
+    def __init__(self, samples: list[tuple[str, int]], transform):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        path, label = self.samples[index]
+        image, transparent = read_image(path)
+        return self.transform(image), label, transparent
+
+
+class SeededFiles(ImageFiles):
+    """Image files whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
     each epoch, so a resumed run would otherwise see other crops than an unbroken one."""
     seed = 0
 
@@ -240,6 +211,34 @@ class EpochSampler(DistributedSampler):
         return iter([(self.epoch, index) for index in super().__iter__()][self.start:])
 
 
+class Loader(DataLoader):
+    """A loader of image files that yields (B, 3, H, W) float32, normalised, and (B,) labels on a device.
+
+    The workers hand on uint8, a quarter of the shared memory. After the first pass that has met transparent images,
+    the log says how many.
+    """
+    said = False
+
+    def __init__(self, dataset: ImageFiles, device, **options):
+        super().__init__(dataset, **options)
+        self.device = device
+
+    def __iter__(self):
+        images_read = transparent = 0
+        for images, target, flags in super().__iter__():
+            images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
+            yield to_input(images.to(self.device, non_blocking=True)), target.to(self.device, non_blocking=True)
+        if transparent and not self.said:
+            log.info(f"{transparent} of the {images_read} images read are transparent and were laid on white")
+            self.said = True
+
+
+def to_input(images: Tensor) -> Tensor:
+    """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std of ImageNet, as torchvision does it, to the bit."""
+    mean, std = (images.new_tensor(stat, dtype=torch.float32).view(-1, 1, 1) for stat in IMAGENET_STATS)
+    return images.float().mul_(1 / 255).sub_(mean).div_(std)
+
+
 def outlive_signals(worker: int):
     """Let a loader's worker obey signals of its main process only: a terminal or a cluster sends them to all processes,
     and the main process has to take the step to its end and save it."""
@@ -248,35 +247,40 @@ def outlive_signals(worker: int):
             pass
         os._exit(0)
 
-    signals = {signal.SIGINT, signal.SIGTERM}
+    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()
 
 
 def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device,
-                     rank: int = 0, world_size: int = 1) -> tuple[DataLoader, DataLoader, list[str]]:
+                     rank: int = 0, world_size: int = 1,
+                     training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
     """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
 
-    `batch_size` is the total over all ranks. Raises as `image_folders` and `Batches`; ImageError names a bad file.
+    `batch_size` is the total over all ranks; without `training`, which gives no loader for it, any number will do.
+    Raises as `image_folders` and `Batches`; ImageError names a bad file.
     """
     base = Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root)
-    train, val = image_folders(base)
-    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_STATS)]
-    val.transform = v2.Compose([v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), *to_input])
-    train = SeededFolder(train.root, loader=read_image, transform=v2.Compose(
-        [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), *to_input]))
+    train_folder, val_folder = image_folders(base)
+    train = SeededFiles(train_folder.samples, v2.Compose([
+        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), v2.PILToTensor()]))
     train.seed = seed
-    sampler = EpochSampler(train, world_size, rank, seed=seed)
+    val = ImageFiles(val_folder.samples[rank::world_size], v2.Compose([
+        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
     # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
-    options = {"batch_size": share(batch_size, world_size), "num_workers": workers, "persistent_workers": workers > 0,
-               "prefetch_factor": 4 if workers else None, "pin_memory": torch.device(device).type == "cuda",
-               "generator": torch.Generator(), "worker_init_fn": outlive_signals}
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "prefetch_factor": 4 if workers else None,
+               "pin_memory": torch.device(device).type == "cuda", "generator": torch.Generator(),
+               "worker_init_fn": outlive_signals}
+    val_loader = Loader(val, device, batch_size=max(1, batch_size // world_size), **options)
+    if not training:
+        return None, val_loader, train_folder.classes
+    sampler, part = EpochSampler(train, world_size, rank, seed=seed), share(batch_size, world_size)
     # Deviation, as in Batches: no last batch of a single image.
-    loader = DataLoader(train, sampler=sampler, drop_last=len(sampler) % options["batch_size"] == 1, **options)
+    loader = Loader(train, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1, **options)
     if not len(loader):
         raise ValueError(f"{len(train)} training images are too few for {world_size} process(es): add images")
-    return loader, DataLoader(Subset(val, range(rank, len(val), world_size)), **options), train.classes
+    return loader, val_loader, train_folder.classes
 
 
 def set_epoch(loader: DataLoader, epoch: int, step: int = 0):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
@@ -494,6 +495,36 @@ def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
     assert epochs[0][0][0].shape == (4, 3, 32, 32) and sum(len(y) for _, y in epochs[0]) == 10
     crops = [data.imagenet_loaders(str(tmp_path), 32, 4, 0, 7, "cpu")[0].dataset[0, i][0] for i in (0, 1)]
     assert not torch.equal(*crops)  # each image draws its own crop
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenet_batches_equal_to_the_bit_those_normalised_image_by_image(workers, tmp_path):
+    write_tree(tmp_path)
+    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize((.485, .456, .406), (.229, .224, .225))]
+    augment = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2),
+                          *to_input])
+    train, val, _ = loaders(tmp_path, workers)
+    for epoch in range(2):
+        batches = epoch_of(train, epoch)
+        for (x, y), keys in zip(batches, torch.tensor(list(train.sampler)).split(4), strict=True):
+            for image, label, key in zip(x, y, keys.tolist()):
+                path, expected_label = train.dataset.samples[key[1]]
+                torch.manual_seed(int(np.random.SeedSequence([7, *key]).generate_state(1, np.uint64)[0]))
+                assert torch.equal(image, augment(Image.open(path))) and label == expected_label
+    centre = v2.Compose([v2.Resize(36), v2.CenterCrop(32), *to_input])
+    got = torch.cat([x for x, _ in val])
+    assert torch.equal(got, torch.stack([centre(Image.open(path)) for path, _ in val.dataset.samples]))
+
+
+def test_imagenet_images_travel_as_bytes(tmp_path):
+    write_tree(tmp_path)
+    for loader, key in zip(loaders(tmp_path)[:2], ((0, 1), 1)):
+        image, label, transparent = loader.dataset[key]
+        assert image.dtype == torch.uint8 and image.shape == (3, 32, 32) and image.type() == "torch.ByteTensor"
+        assert (label, transparent) == (0, False)
+        x, y = next(iter(loader))
+        assert x.dtype == torch.float32 and type(x) is torch.Tensor and y.dtype == torch.int64
 
 
 @pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 2), (0, 3), (2, 1)])

@@ -74,8 +74,12 @@ def search_split(dataset: DataSet, train_portion: float):
 
 
 def share(batch_size: int, world_size: int) -> int:
+    """Each process's part of a training batch; ValueError where it is not even, or less than 2 images."""
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it")
+    if batch_size == world_size:
+        raise ValueError(f"batch size {batch_size} is one image per process, too few for batch norm, at least 2 per "
+                         f"process: use {2 * world_size} or more")
     return batch_size // world_size
 
 
@@ -92,12 +96,26 @@ def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
     return flat[start[:, None] + torch.arange(length, device=start.device)]
 
 
+def carry(flat: Tensor, start: Tensor, length: int, device) -> Tensor:
+    """The same out of the host's memory; where that is pinned, no copy waits for another."""
+    runs = torch.empty(len(start), length, dtype=flat.dtype, device=device)
+    for run, first in zip(runs, start.tolist()):
+        run.copy_(flat[first:first + length], non_blocking=True)
+    return runs
+
+
+def fits(size: int, device) -> bool:
+    """Whether a device has room for `size` bytes of images, and as much again for the network."""
+    return torch.device(device).type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
 class Batches:
-    """Shuffled, augmented batches of a set kept on the device: `for images, target in batches` is one epoch, or the
-    rest of one that has begun.
+    """Shuffled, augmented batches of a set kept on the device, or in pinned memory where it is too large for that:
+    `for images, target in batches` is one epoch, or the rest of one that has begun.
 
     Takes (N, C, H, W) uint8 and (N,), yields (B, 3, H, W) float32 and (B,). `batch_size` is the total over all ranks:
-    each draws for the whole batch, then takes its share. ValueError if there is no even share or too few images.
+    each draws for the whole batch, then takes its share. ValueError if that is not even, of a single image, or if
+    there are too few images.
     """
 
     def __init__(self, images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, seed: int,
@@ -114,8 +132,15 @@ class Batches:
         # Zeros above and left of a channel are enough: in flat memory they also follow the row, or the channel, before.
         # So every crop starts a run of this memory, `pitch` to the row; the tail lets the last image's crops run over.
         self.pitch = self.size + self.pad
-        flat = F.pad(images.to(device), (self.pad, 0, self.pad, 0)).flatten()
-        self.flat, self.target = F.pad(flat, (0, 2 * self.pad * (self.pitch + 1))), target.to(device)
+        N, C, P = len(images), self.channels, self.pitch
+        size = N * C * P * P + 2 * self.pad * (P + 1)
+        self.resident = fits(size, device)
+        pin = not self.resident and torch.cuda.is_available()
+        self.flat = torch.zeros(size, dtype=torch.uint8, device=device if self.resident else "cpu", pin_memory=pin)
+        padded = self.flat[:N * C * P * P].view(N, C, P, P)
+        for part, source in zip(padded.split(1000), images.split(1000)):  # no second copy of all images
+            part[:, :, self.pad:, self.pad:] = source
+        self.target = target.to(device)
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers for every device
         self.order, self.position = torch.arange(len(images)), self.steps
 
@@ -142,12 +167,18 @@ class Batches:
         centre = torch.randint(self.size, (2, len(index)), generator=self.generator)
         return torch.cat([index[None], crop, flip, centre])[:, self.rank::self.world_size]
 
+    def crop(self, index: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        C, S, P = self.channels, self.size, self.pitch
+        start, length = index * (C * P * P) + top * P + left, C * P * P
+        runs = windows(self.flat, start, length) if self.resident else carry(self.flat, start, length, self.device)
+        return runs.view(-1, C, P, P)[:, :, :S, :S]
+
     def augment(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Crop, flip, normalise and cut out, for all images at once, as `draws` (6, B) says."""
-        index, top, left, flip, row, column = draws.to(self.device)
-        B, C, S, P = len(index), self.channels, self.size, self.pitch
-        x = windows(self.flat, index * (C * P * P) + top * P + left, C * P * P)  # (B, C*P*P) uint8
-        x = x.view(B, C, P, P)[:, :, :S, :S]  # (B, C, H, W)
+        moved = draws.to(self.device)
+        x = self.crop(*(moved if self.resident else draws)[:3])  # (B, C, H, W) uint8
+        index, _, _, flip, row, column = moved
+        B, S = len(index), self.size
         if self.dataset.flip:  # picking whole images from plain and mirrored ones is 5 times as fast as torch.where
             x = torch.cat([x, x.flip(3)]).index_select(0, torch.arange(B, device=x.device) + B * flip)
         x = normalise(x, self.dataset)  # float32

@@ -197,6 +197,55 @@ def test_impossible_batches_are_refused(batch_size, world_size, n):
     one_error_line(error)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
+    write_tree(tmp_path)
+    for make in (lambda size: data.share(size, world_size), lambda size: loaders(tmp_path, 0, size, 0, world_size),
+                 lambda size: make_batches(random_set(50), size, world_size=world_size)):
+        with pytest.raises(ValueError) as error:
+            make(world_size)
+        message = one_error_line(error)
+        assert f"batch size {world_size} " in message and f"use {2 * world_size} or more" in message
+        assert "at least 2 per process" in message and "batch norm" in message
+        make(2 * world_size)  # as it says
+
+
+def test_one_image_per_process_can_be_evaluated(tmp_path):
+    write_tree(tmp_path)
+    for batch_size, world_size in ((1, 1), (2, 2), (1, 2), (5, 2)):
+        train, val, classes = data.imagenet_loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size,
+                                                    training=False)
+        assert train is None and classes == ["cat", "dog"]
+        assert sum(len(target) for _, target in val) == 6 // world_size
+
+
+@pytest.mark.parametrize("channels, size, flip", [(3, 32, True), (1, 8, False), (1, 20, True)])
+def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size, flip, monkeypatch):
+    dataset = random_set(100, channels, size, flip)
+    resident = make_batches(dataset, cutout=4)
+    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    carried = make_batches(dataset, cutout=4)
+    assert resident.resident and not carried.resident and carried.flat.device.type == "cpu"
+    for _ in range(7):
+        assert all(map(torch.equal, resident.next(), carried.next()))
+
+
+def test_images_fit_a_gpu_that_has_room_for_twice_as_much(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))  # free, all
+    assert data.fits(500, "cuda") and data.fits(500, torch.device("cuda", 1)) and not data.fits(501, "cuda")
+    assert data.fits(10 ** 15, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_that_do_not_fit_a_gpu_come_out_of_pinned_memory(monkeypatch):
+    resident = make_batches(random_set(100), device="cuda")
+    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    carried = make_batches(random_set(100), device="cuda")
+    assert carried.flat.is_pinned()
+    for _ in range(7):
+        assert all(map(torch.equal, resident.next(), carried.next()))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("n", [2, 10, 11, 12])
 def test_evaluation_counts_every_sample_once(world_size, n):

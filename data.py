@@ -1,8 +1,7 @@
 """Data sets by name, the search's two halves, augmentation on the device, and the ImageNet pipeline."""
-import gzip
+import logging
 import os
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -10,18 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Subset
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+import sets
+from folders import ImageError as ImageError  # what the ImageNet loaders raise
+from folders import image_folders, read_folder, read_image
+
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
-DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of the package dataset-fashion-mnist
 CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
                "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
+log = logging.getLogger("pdarts")
 
 
 class DataSet(NamedTuple):
@@ -35,12 +35,6 @@ class DataSet(NamedTuple):
     flip: bool  # does a mirror image keep its label?
 
 
-class ImageError(ValueError):
-    """An image that cannot be read; prints as one line even where a worker process has put its traceback in front."""
-    def __str__(self):
-        return str(self.args[0]).split("ImageError: ")[-1].strip()
-
-
 def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     """Load a data set, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
 
@@ -51,13 +45,13 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     if image_size is not None and image_size < 8:
         raise ValueError(f"image size {image_size} leaves less than 2x2 pixels after two reductions: use 8 or more")
     if name == "digits":
-        parts = read_digits()
+        parts = sets.read_digits()
     elif name == "fashion_mnist":
-        parts = read_fashion_mnist(root)
+        parts = sets.read_fashion_mnist(root)
     elif name == "folder":
         parts = read_folder(root, image_size or 32)
     else:
-        parts = read_torchvision(name, root)
+        parts = sets.read_torchvision(name, root)
     train, train_target, test, test_target, classes = parts
     if name == "fashion_mnist" and image_size in (None, 32):
         train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))
@@ -67,106 +61,6 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
     mean, std = CIFAR_STATS.get(name) or (tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats))
     return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
-
-
-def read_digits():
-    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
-    from sklearn.model_selection import train_test_split
-    digits = load_digits()
-    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (N, 1, 8, 8), from 0..16
-    target = torch.from_numpy(digits.target).long()
-    # Fixed, and shuffled: the file is in the order of the writers, who belong in both halves of the search.
-    train, test = train_test_split(np.arange(len(target)), test_size=500, stratify=digits.target, random_state=0)
-    return images[train], target[train], images[test], target[test], map(str, range(10))
-
-
-def read_torchvision(name: str, root: str):
-    if name == "svhn":
-        train, test = (download("SVHN", root, f"{split}_32x32.mat", split=split) for split in ("train", "test"))
-        parts = train.data, train.labels, test.data, test.labels  # (N, C, H, W)
-        return *map(torch.as_tensor, parts), map(str, range(10))
-    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
-    train, test = (download(name.upper(), root, f"{folder}/", train=flag) for flag in (True, False))
-    parts = train.data.transpose(0, 3, 1, 2), train.targets, test.data.transpose(0, 3, 1, 2), test.targets
-    return *(torch.tensor(np.ascontiguousarray(part)) for part in parts), train.classes
-
-
-def download(cls: str, root: str, files: str, **split):
-    """Open a torchvision data set, downloading it if need be; OSError says which files were expected where."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # a machine without internet should hear so soon
-    try:
-        return getattr(torchvision.datasets, cls)(root, download=True, **split)
-    except Exception as error:  # OSError, RuntimeError, UnpicklingError, ..., some over several lines
-        reason = " ".join(str(error).split())[:200]
-        raise OSError(f"{cls}: {Path(root, files)} is missing or damaged, and downloading it failed ({reason}): "
-                      "put it there, or name the folder that holds it") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def read_fashion_mnist(root: str):
-    """Read four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
-    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    for folder in (Path(root, "FashionMNIST/raw"), Path(root), Path(DEBIAN_FASHION_MNIST)):
-        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]  # plain comes before .gz
-        if len(paths) == 4:
-            train, train_target, test, test_target = map(read_idx, paths)
-            classes = torchvision.datasets.FashionMNIST.classes
-            return train[:, None], train_target.long(), test[:, None], test_target.long(), classes
-    download("FashionMNIST", root, "FashionMNIST/raw/train-images-idx3-ubyte")
-    return read_fashion_mnist(root)
-
-
-def read_idx(path: Path) -> Tensor:
-    """Read an idx file of bytes, plain or gzipped: its 4th byte counts the dimensions, big-endian sizes follow."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
-        return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape))
-    except Exception as error:  # gzip.BadGzipFile, zlib.error, EOFError, ValueError, IndexError
-        raise ValueError(f"cannot read {path} ({error}): replace the file") from error
-
-
-def read_folder(root: str, size: int):
-    train, test = image_folders(Path(root))
-    # ImageFolder sorts by class, which would put different classes into the two halves of the search: shuffle the
-    # training images, by a fixed seed.
-    shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-    fit, parts = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]), []
-    for samples in ([train.samples[i] for i in shuffled], test.samples):
-        images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
-        for image, (path, _) in zip(images, samples, strict=True):
-            image.copy_(fit(read_image(path)))
-        parts += [images, torch.tensor([label for _, label in samples])]
-    return *parts, train.classes
-
-
-def image_folders(root: Path) -> list[ImageFolder]:
-    """Open train/CLASS/* and val/CLASS/* (or test/CLASS/*); OSError or ValueError where they lack folders or images."""
-    folders = []
-    for names in (("train",), ("val", "test")):
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is None:
-            raise FileNotFoundError(f"no folder {root / names[0]}: {root} must hold train/CLASS/* and val/CLASS/*")
-        if not any(entry.is_dir() for entry in folder.iterdir()):
-            raise FileNotFoundError(f"{folder} has no class folders: put the images into {folder}/CLASS/")
-        folders.append(ImageFolder(folder, loader=read_image, allow_empty=True))
-        if empty := set(folders[-1].classes) - {folders[-1].classes[label] for label in set(folders[-1].targets)}:
-            raise ValueError(f"{folder} has no images of class {', '.join(sorted(empty))}: add some, or remove it")
-    for one, other in (folders, folders[::-1]):
-        if missing := set(one.classes) - set(other.classes):
-            raise ValueError(f"{other.root} lacks class {', '.join(sorted(missing))} of {one.root}: make them equal")
-    return folders
-
-
-def read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ..., by file format
-        raise ImageError(f"cannot read image {path}: replace or remove the file") from error
 
 
 def search_split(dataset: DataSet, train_portion: float):
@@ -180,8 +74,12 @@ def search_split(dataset: DataSet, train_portion: float):
 
 
 def share(batch_size: int, world_size: int) -> int:
+    """Each process's part of a training batch; ValueError where it is not even, or less than 2 images."""
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it")
+    if batch_size == world_size:
+        raise ValueError(f"batch size {batch_size} is one image per process, too few for batch norm, at least 2 per "
+                         f"process: use {2 * world_size} or more")
     return batch_size // world_size
 
 
@@ -198,12 +96,26 @@ def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
     return flat[start[:, None] + torch.arange(length, device=start.device)]
 
 
+def carry(flat: Tensor, start: Tensor, length: int, device) -> Tensor:
+    """The same out of the host's memory; where that is pinned, no copy waits for another."""
+    runs = torch.empty(len(start), length, dtype=flat.dtype, device=device)
+    for run, first in zip(runs, start.tolist()):
+        run.copy_(flat[first:first + length], non_blocking=True)
+    return runs
+
+
+def fits(size: int, device) -> bool:
+    """Whether a device has room for `size` bytes of images, and as much again for the network."""
+    return torch.device(device).type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
 class Batches:
-    """Shuffled, augmented batches of a set kept on the device: `for images, target in batches` is one epoch, or the
-    rest of one that has begun.
+    """Shuffled, augmented batches of a set kept on the device, or in pinned memory where it is too large for that:
+    `for images, target in batches` is one epoch, or the rest of one that has begun.
 
     Takes (N, C, H, W) uint8 and (N,), yields (B, 3, H, W) float32 and (B,). `batch_size` is the total over all ranks:
-    each draws for the whole batch, then takes its share. ValueError if there is no even share or too few images.
+    each draws for the whole batch, then takes its share. ValueError if that is not even, of a single image, or if
+    there are too few images.
     """
 
     def __init__(self, images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, seed: int,
@@ -220,8 +132,15 @@ class Batches:
         # Zeros above and left of a channel are enough: in flat memory they also follow the row, or the channel, before.
         # So every crop starts a run of this memory, `pitch` to the row; the tail lets the last image's crops run over.
         self.pitch = self.size + self.pad
-        flat = F.pad(images.to(device), (self.pad, 0, self.pad, 0)).flatten()
-        self.flat, self.target = F.pad(flat, (0, 2 * self.pad * (self.pitch + 1))), target.to(device)
+        N, C, P = len(images), self.channels, self.pitch
+        size = N * C * P * P + 2 * self.pad * (P + 1)
+        self.resident = fits(size, device)
+        pin = not self.resident and torch.cuda.is_available()
+        self.flat = torch.zeros(size, dtype=torch.uint8, device=device if self.resident else "cpu", pin_memory=pin)
+        padded = self.flat[:N * C * P * P].view(N, C, P, P)
+        for part, source in zip(padded.split(1000), images.split(1000)):  # no second copy of all images
+            part[:, :, self.pad:, self.pad:] = source
+        self.target = target.to(device)
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers for every device
         self.order, self.position = torch.arange(len(images)), self.steps
 
@@ -248,12 +167,18 @@ class Batches:
         centre = torch.randint(self.size, (2, len(index)), generator=self.generator)
         return torch.cat([index[None], crop, flip, centre])[:, self.rank::self.world_size]
 
+    def crop(self, index: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        C, S, P = self.channels, self.size, self.pitch
+        start, length = index * (C * P * P) + top * P + left, C * P * P
+        runs = windows(self.flat, start, length) if self.resident else carry(self.flat, start, length, self.device)
+        return runs.view(-1, C, P, P)[:, :, :S, :S]
+
     def augment(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Crop, flip, normalise and cut out, for all images at once, as `draws` (6, B) says."""
-        index, top, left, flip, row, column = draws.to(self.device)
-        B, C, S, P = len(index), self.channels, self.size, self.pitch
-        x = windows(self.flat, index * (C * P * P) + top * P + left, C * P * P)  # (B, C*P*P) uint8
-        x = x.view(B, C, P, P)[:, :, :S, :S]  # (B, C, H, W)
+        moved = draws.to(self.device)
+        x = self.crop(*(moved if self.resident else draws)[:3])  # (B, C, H, W) uint8
+        index, _, _, flip, row, column = moved
+        B, S = len(index), self.size
         if self.dataset.flip:  # picking whole images from plain and mirrored ones is 5 times as fast as torch.where
             x = torch.cat([x, x.flip(3)]).index_select(0, torch.arange(B, device=x.device) + B * flip)
         x = normalise(x, self.dataset)  # float32
@@ -282,8 +207,23 @@ def eval_batches(images: Tensor, target: Tensor, batch_size: int, dataset: DataS
         yield x.expand(-1, 3, -1, -1), target[i:i + step].to(device)
 
 
-class SeededFolder(ImageFolder):
-    """An image folder whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
+class ImageFiles(Dataset):
+    """Image files as (image (3, H, W) uint8, label, whether it was transparent)."""
+
+    def __init__(self, samples: list[tuple[str, int]], transform):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        path, label = self.samples[index]
+        image, transparent = read_image(path)
+        return self.transform(image), label, transparent
+
+
+class SeededFiles(ImageFiles):
+    """Image files whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
     each epoch, so a resumed run would otherwise see other crops than an unbroken one."""
     seed = 0
 
@@ -302,6 +242,34 @@ class EpochSampler(DistributedSampler):
         return iter([(self.epoch, index) for index in super().__iter__()][self.start:])
 
 
+class Loader(DataLoader):
+    """A loader of image files that yields (B, 3, H, W) float32, normalised, and (B,) labels on a device.
+
+    The workers hand on uint8, a quarter of the shared memory. After the first pass that has met transparent images,
+    the log says how many.
+    """
+    said = False
+
+    def __init__(self, dataset: ImageFiles, device, **options):
+        super().__init__(dataset, **options)
+        self.device = device
+
+    def __iter__(self):
+        images_read = transparent = 0
+        for images, target, flags in super().__iter__():
+            images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
+            yield to_input(images.to(self.device, non_blocking=True)), target.to(self.device, non_blocking=True)
+        if transparent and not self.said:
+            log.info(f"{transparent} of the {images_read} images read are transparent and were laid on white")
+            self.said = True
+
+
+def to_input(images: Tensor) -> Tensor:
+    """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std of ImageNet, as torchvision does it, to the bit."""
+    mean, std = (images.new_tensor(stat, dtype=torch.float32).view(-1, 1, 1) for stat in IMAGENET_STATS)
+    return images.float().mul_(1 / 255).sub_(mean).div_(std)
+
+
 def outlive_signals(worker: int):
     """Let a loader's worker obey signals of its main process only: a terminal or a cluster sends them to all processes,
     and the main process has to take the step to its end and save it."""
@@ -310,35 +278,40 @@ def outlive_signals(worker: int):
             pass
         os._exit(0)
 
-    signals = {signal.SIGINT, signal.SIGTERM}
+    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()
 
 
 def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device,
-                     rank: int = 0, world_size: int = 1) -> tuple[DataLoader, DataLoader, list[str]]:
+                     rank: int = 0, world_size: int = 1,
+                     training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
     """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
 
-    `batch_size` is the total over all ranks. Raises as `image_folders` and `Batches`; ImageError names a bad file.
+    `batch_size` is the total over all ranks; without `training`, which gives no loader for it, any number will do.
+    Raises as `image_folders` and `Batches`; ImageError names a bad file.
     """
     base = Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root)
-    train, val = image_folders(base)
-    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_STATS)]
-    val.transform = v2.Compose([v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), *to_input])
-    train = SeededFolder(train.root, loader=read_image, transform=v2.Compose(
-        [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), *to_input]))
+    train_folder, val_folder = image_folders(base)
+    train = SeededFiles(train_folder.samples, v2.Compose([
+        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), v2.PILToTensor()]))
     train.seed = seed
-    sampler = EpochSampler(train, world_size, rank, seed=seed)
+    val = ImageFiles(val_folder.samples[rank::world_size], v2.Compose([
+        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
     # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
-    options = {"batch_size": share(batch_size, world_size), "num_workers": workers, "persistent_workers": workers > 0,
-               "prefetch_factor": 4 if workers else None, "pin_memory": torch.device(device).type == "cuda",
-               "generator": torch.Generator(), "worker_init_fn": outlive_signals}
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "prefetch_factor": 4 if workers else None,
+               "pin_memory": torch.device(device).type == "cuda", "generator": torch.Generator(),
+               "worker_init_fn": outlive_signals}
+    val_loader = Loader(val, device, batch_size=max(1, batch_size // world_size), **options)
+    if not training:
+        return None, val_loader, train_folder.classes
+    sampler, part = EpochSampler(train, world_size, rank, seed=seed), share(batch_size, world_size)
     # Deviation, as in Batches: no last batch of a single image.
-    loader = DataLoader(train, sampler=sampler, drop_last=len(sampler) % options["batch_size"] == 1, **options)
+    loader = Loader(train, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1, **options)
     if not len(loader):
         raise ValueError(f"{len(train)} training images are too few for {world_size} process(es): add images")
-    return loader, DataLoader(Subset(val, range(rank, len(val), world_size)), **options), train.classes
+    return loader, val_loader, train_folder.classes
 
 
 def set_epoch(loader: DataLoader, epoch: int, step: int = 0):

@@ -1,8 +1,12 @@
-"""Cells as data: the primitives, the published genotypes, and reading and writing one as JSON."""
+"""Cells as data: the primitives, the published genotypes, and reading (in every form people use) and writing one."""
+import ast
 import difflib
 import json
+import logging
 import os
 import random
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +15,11 @@ PRIMITIVES = [  # the order of every alpha row
     "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 ]
 OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # what an evaluation cell may hold
+ALIASES = {  # what the methods' own repositories call them, in the plain form of `_plain`
+    "darts": "DARTS_V2", "darts1st": "DARTS_V1", "darts2nd": "DARTS_V2",
+    "pcdarts": "PC_DARTS_cifar", "pcdartscifar10": "PC_DARTS_cifar", "pcdartsimagenet": "PC_DARTS_image",
+}
+log = logging.getLogger("pdarts")
 
 
 class Genotype(NamedTuple):
@@ -25,33 +34,60 @@ class Genotype(NamedTuple):
     reduce_concat: list
 
 
-def load(name_or_path: str) -> Genotype:
-    """The genotype of a published cell's name, a genotype.json, a search's run directory, or random:SEED.
+def load(source: str) -> Genotype:
+    """The genotype of a published cell's name, a file, a search's run directory, random:SEED, or as text.
 
-    Raises ValueError, in one line, for an unknown name or a file that holds no genotype.
+    Names may be written in any case, with or without - and _. A file, or the text itself, holds our JSON or what
+    searches print, see `read`; a file comes before a name that is not spelt as in PUBLISHED. Raises ValueError, in one
+    line, for an unknown name and for what holds no genotype, or several that differ.
     """
-    if name_or_path in PUBLISHED:
-        return PUBLISHED[name_or_path]
-    if name_or_path.startswith("random:"):
-        seed = name_or_path.removeprefix("random:")
+    if source in PUBLISHED:
+        return PUBLISHED[source]
+    if source.startswith("random:"):
+        seed = source.removeprefix("random:")
         if not (seed.isascii() and seed.isdigit() and len(seed) < 19):
-            raise ValueError(f"{name_or_path[:60]!r}: the seed must be a whole number, as in random:0")
+            raise ValueError(f"{source[:60]!r}: the seed must be a whole number, as in random:0")
         return random_genotype(int(seed))
-    path = Path(name_or_path)
-    shown = repr(name_or_path[-200:])  # one line, whatever it holds
     try:
-        if path.is_dir():
-            path = path / "genotype.json"
-            if not path.is_file():
+        if os.path.isdir(source):
+            if not os.path.isfile(Path(source, "genotype.json")):
                 raise ValueError("no genotype.json in it, name the directory of a finished search")
-        if path.is_file():
-            return parse(json.loads(path.read_text(encoding="utf-8")))
+            return read(_content(Path(source, "genotype.json")))
+        if os.path.isfile(source):
+            return read(_content(Path(source)))
+        if PRINTED.search(source) or source.lstrip().startswith("{"):
+            return read(source)
     except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...
-        raise ValueError(f"{shown} holds no genotype: {' '.join(str(error).split())}") from None
-    upper = {name.upper(): name for name in PUBLISHED}
-    near = difflib.get_close_matches(name_or_path.upper(), upper, n=5, cutoff=0.5)
-    hint = "near names: " + ", ".join(upper[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
-    raise ValueError(f"{shown} is neither a published cell nor a file; {hint}")
+        shown = repr(source[-200:]) if os.path.exists(source) else repr(source[:60])  # one line, whatever it holds
+        raise ValueError(f"{shown} holds no genotype: {_one_line(error)}") from None
+    return _by_name(source)
+
+
+def _by_name(name: str) -> Genotype:
+    known = {_plain(published): published for published in PUBLISHED}
+    plain = _plain(name)
+    if plain in ALIASES:
+        log.info(f"{name}: taken as {ALIASES[plain]}")
+    if found := ALIASES.get(plain) or known.get(plain):
+        return PUBLISHED[found]
+    near = [name for name in known if plain and name.startswith(plain)]
+    near = near or difflib.get_close_matches(plain[:100], known, n=5, cutoff=0.5)
+    hint = "near names: " + ", ".join(known[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
+    raise ValueError(f"{name[-200:]!r} is neither a published cell nor a file; {hint}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name).lower()
+
+
+def _one_line(error) -> str:
+    return " ".join(str(error).split())[:600]
+
+
+def _content(path: Path) -> str:
+    if path.stat().st_size > 2 ** 26:
+        raise ValueError(f"{path.stat().st_size >> 20} MB are no genotype, name a text file")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def save(genotype: Genotype, path) -> None:
@@ -65,27 +101,130 @@ def save(genotype: Genotype, path) -> None:
         raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
 
 
+def read(text: str) -> Genotype:
+    """The genotype in a text: JSON, or Genotype(normal=[...], ...) as searches print it, with anything around it.
+
+    Genes may be listed flat or node by node, with a weight as third entry; the output states as a list or a range. A
+    text that holds several genotypes, as a whole log does, must hold the same one throughout. Nothing is executed.
+    Raises ValueError or RecursionError.
+    """
+    if not PRINTED.search(text):
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"expected JSON ({_one_line(error)}) or a printed Genotype(...)") from None
+        return parse(record)
+    found, match = [], PRINTED.search(text)
+    while match:
+        end = _closing(text, match.end())
+        genotype = parse(_decode(text[match.start():end]))
+        if genotype not in found:
+            found.append(genotype)
+        match = PRINTED.search(text, end)
+    if len(found) > 1:
+        raise ValueError(f"there are {len(found)} different ones in it: give the text of one, from Genotype( to )")
+    return found[0]
+
+
+PRINTED = re.compile(r"\bGenotype\s*\(")
+BRACKETS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\#[^\n]*|[()\[\]{}]""")  # or strings and comments, which may hold some
+NUMBERS = {"int32", "int64", "float16", "float32", "float64", "tensor"}  # of numpy and torch, as they are printed
+
+
+def _closing(text: str, start: int) -> int:
+    """The end of the call whose arguments begin at `start`."""
+    depth = 1
+    for match in BRACKETS.finditer(text, start, start + 20_000):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth > 8:  # Python's parser is not to be trusted with much more
+            break
+        if depth == 0:
+            return match.end()
+    raise ValueError("Genotype( is never closed, or holds too much: give all of it, up to its )")
+
+
+def _decode(text: str) -> dict:
+    """A printed Genotype(...) as JSON would hold it: a dict of lists, strings and numbers."""
+    try:
+        with warnings.catch_warnings():  # a \d in a string is none of our concern
+            warnings.simplefilter("ignore")
+            call = ast.parse(text, mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"Genotype(...) is cut or garbled ({_one_line(error)[:60]})") from None
+    if not isinstance(call, ast.Call) or len(call.args) > len(Genotype._fields):
+        raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
+    entries = [*zip(Genotype._fields, call.args), *((keyword.arg, keyword.value) for keyword in call.keywords)]
+    record = {name: _literal(value, text) for name, value in entries}
+    if len(record) < len(entries):
+        raise ValueError("Genotype(...) gives an entry twice")
+    # GDAS and its descendants print two more
+    return {name: value for name, value in record.items() if name not in ("connectN", "connects") or value is not None}
+
+
+def _literal(node: ast.expr, text: str):
+    """What a piece of the parsed text says, if it is a list, a string, a number or a range."""
+    match node:
+        case ast.Constant(value=str() | int() | float() | None as value):
+            return value
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return [_literal(element, text) for element in elements]
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]) if 0 < len(args) < 4:
+            numbers = [_literal(arg, text) for arg in args]
+            if all(type(number) is int for number in numbers) and 0 not in numbers[2:]:
+                return list(range(*numbers)[:100])
+        case ast.Call(func=ast.Name(id="list" | "tuple"), args=[inner], keywords=[]):
+            return _literal(inner, text)
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant() as number]) \
+                if name in NUMBERS:
+            return _literal(number, text)
+    shown = (ast.get_source_segment(text, node) or "")[:60]
+    raise ValueError(f"{shown!r} is code, which is not run: put what it stands for")
+
+
 def parse(record) -> Genotype:
     """The genotype of a decoded JSON object {"normal": [["op", state], ...], "normal_concat": [state, ...], ...}.
 
-    Raises ValueError, in one line, for anything that an evaluation network can't be built from.
+    Genes may be listed node by node, and have a weight as third entry. Raises ValueError, in one line, for anything
+    that an evaluation network can't be built from.
     """
     if not isinstance(record, dict) or set(record) != set(Genotype._fields):
-        raise ValueError(f"expected a JSON object with the keys {', '.join(Genotype._fields)}")
-    for cell in ("normal", "reduce"):
-        _check_genes(cell, record[cell])
-        _check_concat(cell, record[f"{cell}_concat"], nodes=len(record[cell]) // 2)
-    return Genotype([tuple(gene) for gene in record["normal"]], record["normal_concat"],
-                    [tuple(gene) for gene in record["reduce"]], record["reduce_concat"])
+        raise ValueError(f"expected a JSON object or Genotype(...) with the entries {', '.join(Genotype._fields)}")
+    cells = {cell: _pairs(cell, record[cell]) for cell in ("normal", "reduce")}
+    for cell, genes in cells.items():
+        _check_genes(cell, genes)
+        _check_concat(cell, record[f"{cell}_concat"], nodes=len(genes) // 2)
+    return Genotype([tuple(gene) for gene in cells["normal"]], record["normal_concat"],
+                    [tuple(gene) for gene in cells["reduce"]], record["reduce_concat"])
+
+
+def _pairs(cell: str, genes):
+    """Genes as a flat list of [operation, state], out of lists per node and without weights."""
+    if not isinstance(genes, list):
+        return genes
+    if genes and all(isinstance(node, list) and node and isinstance(node[0], list) for node in genes):
+        for i, node in enumerate(genes):
+            if len(node) != 2:
+                raise ValueError(f"'{cell}' is nested per node, and node {i} has {len(node)} gene(s): it must have two")
+        genes = [gene for node in genes for gene in node]
+    kinds = [[type(entry) for entry in gene[:4]] if isinstance(gene, list) else [] for gene in genes]
+    if [str, int, int] in kinds:
+        raise ValueError(f"'{cell}' gene {kinds.index([str, int, int])} is an (operation, node, source) triple: cells "
+                         "of any number of genes per node can't be read; give (operation, source) pairs, two per node")
+    return [gene[:2] if kind == [str, int, float] else gene for gene, kind in zip(genes, kinds)]  # a search's weight
 
 
 def _check_genes(cell: str, genes) -> None:
     if not isinstance(genes, list) or not 2 <= len(genes) <= 32 or len(genes) % 2:
-        raise ValueError(f"'{cell}' must list [operation, state] pairs, two for each of 1 to 16 nodes")
+        raise ValueError(f"'{cell}' must list (operation, source) pairs, two for each of 1 to 16 nodes")
     for i, gene in enumerate(genes):
         if not (isinstance(gene, list) and len(gene) == 2 and isinstance(gene[0], str) and type(gene[1]) is int):
-            raise ValueError(f"'{cell}' gene {i} must be an [operation, state] pair")
+            raise ValueError(f"'{cell}' gene {i} must be an (operation, source) pair, not {str(gene)[:40]!r}")
         op, state = gene
+        if op == "none":
+            raise ValueError(f"'{cell}' lists (operation, source) pairs, but gene {i} is 'none', which is no part of a "
+                             "cell: choose another operation")
         if op not in OPERATIONS:
             raise ValueError(f"'{cell}' gene {i} has the unknown operation {op[:40]!r}; known: {', '.join(OPERATIONS)}")
         if not 0 <= state < 2 + i // 2:

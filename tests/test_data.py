@@ -11,9 +11,11 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
+import sets
 
 
 def random_set(n=96, channels=3, size=32, flip=True):
@@ -195,6 +197,55 @@ def test_impossible_batches_are_refused(batch_size, world_size, n):
     one_error_line(error)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
+    write_tree(tmp_path)
+    for make in (lambda size: data.share(size, world_size), lambda size: loaders(tmp_path, 0, size, 0, world_size),
+                 lambda size: make_batches(random_set(50), size, world_size=world_size)):
+        with pytest.raises(ValueError) as error:
+            make(world_size)
+        message = one_error_line(error)
+        assert f"batch size {world_size} " in message and f"use {2 * world_size} or more" in message
+        assert "at least 2 per process" in message and "batch norm" in message
+        make(2 * world_size)  # as it says
+
+
+def test_one_image_per_process_can_be_evaluated(tmp_path):
+    write_tree(tmp_path)
+    for batch_size, world_size in ((1, 1), (2, 2), (1, 2), (5, 2)):
+        train, val, classes = data.imagenet_loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size,
+                                                    training=False)
+        assert train is None and classes == ["cat", "dog"]
+        assert sum(len(target) for _, target in val) == 6 // world_size
+
+
+@pytest.mark.parametrize("channels, size, flip", [(3, 32, True), (1, 8, False), (1, 20, True)])
+def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size, flip, monkeypatch):
+    dataset = random_set(100, channels, size, flip)
+    resident = make_batches(dataset, cutout=4)
+    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    carried = make_batches(dataset, cutout=4)
+    assert resident.resident and not carried.resident and carried.flat.device.type == "cpu"
+    for _ in range(7):
+        assert all(map(torch.equal, resident.next(), carried.next()))
+
+
+def test_images_fit_a_gpu_that_has_room_for_twice_as_much(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))  # free, all
+    assert data.fits(500, "cuda") and data.fits(500, torch.device("cuda", 1)) and not data.fits(501, "cuda")
+    assert data.fits(10 ** 15, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_that_do_not_fit_a_gpu_come_out_of_pinned_memory(monkeypatch):
+    resident = make_batches(random_set(100), device="cuda")
+    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    carried = make_batches(random_set(100), device="cuda")
+    assert carried.flat.is_pinned()
+    for _ in range(7):
+        assert all(map(torch.equal, resident.next(), carried.next()))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("n", [2, 10, 11, 12])
 def test_evaluation_counts_every_sample_once(world_size, n):
@@ -253,7 +304,7 @@ def offline(monkeypatch):
         raise OSError("no internet\nhere")
     for name in ("CIFAR10", "CIFAR100", "SVHN", "FashionMNIST"):
         monkeypatch.setattr(getattr(torchvision.datasets, name), "download", refuse)
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", "/nowhere")
+    monkeypatch.setattr(sets, "DEBIAN_FASHION_MNIST", "/nowhere")
 
 
 @pytest.fixture
@@ -335,7 +386,7 @@ def write_fashion_mnist(folder, packed):
 @pytest.mark.parametrize("place, packed", [("FashionMNIST/raw", False), ("FashionMNIST/raw", True), ("", True),
                                            ("debian", True)])
 def test_fashion_mnist_from_idx_files(place, packed, tmp_path, offline, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
+    monkeypatch.setattr(sets, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
     images, labels = write_fashion_mnist(tmp_path / place, packed)
     got = data.load("fashion_mnist", str(tmp_path))
     assert got.train_images.shape == (12, 1, 32, 32) and got.train_target.tolist() == labels.tolist()
@@ -354,7 +405,7 @@ def test_damaged_idx_file_is_named(tmp_path, offline):
     assert str(path) in one_error_line(error)
 
 
-@pytest.mark.skipif(not Path(data.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
+@pytest.mark.skipif(not Path(sets.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
 def test_real_fashion_mnist(tmp_path):
     got = data.load("fashion_mnist", str(tmp_path), 28)
     assert got.train_images.shape == (60000, 1, 28, 28) and got.test_images.shape == (10000, 1, 28, 28)
@@ -493,6 +544,36 @@ def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
     assert epochs[0][0][0].shape == (4, 3, 32, 32) and sum(len(y) for _, y in epochs[0]) == 10
     crops = [data.imagenet_loaders(str(tmp_path), 32, 4, 0, 7, "cpu")[0].dataset[0, i][0] for i in (0, 1)]
     assert not torch.equal(*crops)  # each image draws its own crop
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenet_batches_equal_to_the_bit_those_normalised_image_by_image(workers, tmp_path):
+    write_tree(tmp_path)
+    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize((.485, .456, .406), (.229, .224, .225))]
+    augment = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2),
+                          *to_input])
+    train, val, _ = loaders(tmp_path, workers)
+    for epoch in range(2):
+        batches = epoch_of(train, epoch)
+        for (x, y), keys in zip(batches, torch.tensor(list(train.sampler)).split(4), strict=True):
+            for image, label, key in zip(x, y, keys.tolist()):
+                path, expected_label = train.dataset.samples[key[1]]
+                torch.manual_seed(int(np.random.SeedSequence([7, *key]).generate_state(1, np.uint64)[0]))
+                assert torch.equal(image, augment(Image.open(path))) and label == expected_label
+    centre = v2.Compose([v2.Resize(36), v2.CenterCrop(32), *to_input])
+    got = torch.cat([x for x, _ in val])
+    assert torch.equal(got, torch.stack([centre(Image.open(path)) for path, _ in val.dataset.samples]))
+
+
+def test_imagenet_images_travel_as_bytes(tmp_path):
+    write_tree(tmp_path)
+    for loader, key in zip(loaders(tmp_path)[:2], ((0, 1), 1)):
+        image, label, transparent = loader.dataset[key]
+        assert image.dtype == torch.uint8 and image.shape == (3, 32, 32) and image.type() == "torch.ByteTensor"
+        assert (label, transparent) == (0, False)
+        x, y = next(iter(loader))
+        assert x.dtype == torch.float32 and type(x) is torch.Tensor and y.dtype == torch.int64
 
 
 @pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 2), (0, 3), (2, 1)])

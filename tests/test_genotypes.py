@@ -1,6 +1,9 @@
 """Genotypes: the published cells, files, random cells, and whatever else a genotype file may hold."""
 import json
+import random
+import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from model import Cell
 
 SEARCHED = ["max_pool_3x3", "avg_pool_3x3", "skip_connect",
             "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
+CASES = Path(__file__).parent / "cases" / "genotypes"
 KNOWN = SEARCHED + ["sep_conv_7x7", "conv_7x1_1x7"]  # SPEC section 1; none is no part of a cell
 
 
@@ -27,10 +31,22 @@ def with_gene(gene, cell: str = "normal", index: int = 2) -> dict:
     return record(**{cell: [*genes[:index], gene, *genes[index + 1:]]})
 
 
+def pairs(genes):
+    """Decoded genes, two lists per node joined to one, weights left out; anything else as it is."""
+    if isinstance(genes, list) and genes and all(
+            isinstance(node, list) and len(node) == 2 and isinstance(node[0], list) for node in genes):
+        genes = sum(genes, [])
+    if not isinstance(genes, list):
+        return genes
+    return [gene[:2] if isinstance(gene, list) and len(gene) == 3 and isinstance(gene[2], float) else gene
+            for gene in genes]
+
+
 def is_valid(decoded) -> bool:
     """Whether decoded JSON is a genotype, by SPEC section 1: two earlier states a node, concat of different nodes."""
     if not isinstance(decoded, dict) or sorted(decoded) != sorted(Genotype._fields):
         return False
+    decoded = decoded | {cell: pairs(decoded[cell]) for cell in ("normal", "reduce")}
     for genes, concat in ((decoded["normal"], decoded["normal_concat"]), (decoded["reduce"], decoded["reduce_concat"])):
         if not (isinstance(genes, list) and genes and len(genes) % 2 == 0 and isinstance(concat, list) and concat):
             return False
@@ -59,8 +75,39 @@ def test_a_saved_genotype_loads_by_file_and_by_run_directory(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["genotype.json"]
 
 
-@pytest.mark.parametrize("name, near", [("PDART", "PDARTS"), ("pdarts", "PDARTS"), ("DARTSV2", "DARTS_V2"),
-                                        ("PC_DARTS", "PC_DARTS_cifar"), ("AmebaNet", "AmoebaNet")])
+def test_names_are_read_in_any_case_with_or_without_hyphens(golden):
+    for name in golden("genotypes.json"):
+        for spelt in (name.lower(), name.upper(), name.replace("_", ""), name.replace("_", "-"), f" {name} ",
+                      name.swapcase().replace("_", " ")):
+            assert genotypes.load(spelt) == genotypes.PUBLISHED[name], spelt
+    assert genotypes.load("P-DARTS") == genotypes.PUBLISHED["PDARTS"]
+    assert genotypes.load("amoeba-net") == genotypes.PUBLISHED["AmoebaNet"]
+
+
+def test_no_plain_spelling_stands_for_two_cells(golden):
+    plain = [name.lower().replace("_", "") for name in golden("genotypes.json")]
+    assert len(set(plain)) == 36 and not set(plain) & set(genotypes.ALIASES)
+
+
+@pytest.mark.parametrize("name, meant", [  # as the methods' own genotypes.py say: DARTS = DARTS_V2, ...
+    ("DARTS", "DARTS_V2"), ("darts", "DARTS_V2"), ("PCDARTS", "PC_DARTS_cifar"), ("PC_DARTS", "PC_DARTS_cifar"),
+    ("PC-DARTS", "PC_DARTS_cifar"), ("pc darts imagenet", "PC_DARTS_image"), ("DARTS_2nd", "DARTS_V2")])
+def test_the_names_people_use_are_read_and_the_log_says_for_which_cell(name, meant, caplog):
+    with caplog.at_level("INFO", "pdarts"):
+        assert genotypes.load(name) == genotypes.PUBLISHED[meant]
+    assert caplog.messages == [f"{name}: taken as {meant}"]
+
+
+def test_a_file_comes_before_a_name_spelt_in_another_way(tmp_path, monkeypatch):
+    genotypes.save(genotypes.load("random:1"), tmp_path / "darts")
+    monkeypatch.chdir(tmp_path)
+    assert genotypes.load("darts") == genotypes.load("random:1")
+    assert genotypes.load("DARTS") == genotypes.load("DARTS_V2")
+
+
+@pytest.mark.parametrize("name, near", [
+    ("PDART", "PDARTS"), ("DARTS_V3", "DARTS_V2"), ("PC_DART", "PC_DARTS_cifar"), ("AmebaNet", "AmoebaNet"),
+    ("DrNAS", "DrNAS_imagenet"), ("DrNAS", "DrNAS_cifar10"), ("CDARTS", "CDARTS_image"), ("SGAS_Cri2", "SGAS_Cri2_")])
 def test_an_unknown_name_lists_the_near_ones(name, near):
     with pytest.raises(ValueError, match=near) as error:
         genotypes.load(name)
@@ -140,6 +187,254 @@ def test_a_damaged_genotype_is_an_error_of_one_line(bad, tmp_path):
         genotypes.load(str(tmp_path))
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
 
+
+# ---- the forms that people pass on
+
+EXPECTED = json.loads((CASES / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("file", EXPECTED)
+@pytest.mark.parametrize("as_text", [False, True], ids=["file", "argument"])
+def test_the_cases_hold_what_they_should(file, as_text, tmp_path, monkeypatch):
+    argument = (CASES / file).read_text() if as_text else str(CASES / file)
+    monkeypatch.chdir(tmp_path)
+    if EXPECTED[file]:
+        assert json.loads(json.dumps(genotypes.load(argument)._asdict())) == EXPECTED[file]
+    else:
+        one_line(argument)
+    assert not list(tmp_path.iterdir())  # code.txt would make a file
+
+
+def one_line(argument) -> str:
+    """The error, of one line, with which an argument is refused."""
+    with pytest.raises(ValueError) as error:
+        genotypes.load(argument)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and len(message) < 1000, message
+    return message
+
+
+@pytest.mark.parametrize("file, words", [
+    ("op_node_source.txt", ["(operation, node, source)", "'normal'", "gene 0"]), ("none_gene.json", ["'none'", "pair"]),
+    ("code.txt", ["__import__('os')", "not run"])])
+def test_a_refused_layout_is_named(file, words):
+    message = one_line(str(CASES / file))
+    assert all(word in message for word in [file, *words])
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda genes: [genes[:3], genes[3:6], genes[6:]], ["nested per node", "node 0 has 3 gene"]),
+    (lambda genes: [genes[:2], genes[2:4], genes[4:5], genes[5:]], ["nested per node", "node 2 has 1 gene"]),
+    (lambda genes: genes[:6], ["normal_concat", "2 to 4"]),  # three nodes, but the output takes four
+    (lambda genes: [(source, op) for op, source in genes], ["gene 0", "(operation, source)"]),
+    (lambda genes: genes[:-1], ["two for each"]),
+    (lambda genes: [*genes[:4], ("none", 0), *genes[5:]], ["gene 4", "'none'"]),
+    (lambda genes: [*genes[:4], ("skip", 0), *genes[5:]], ["gene 4", "'skip'", "skip_connect"]),
+])
+def test_other_search_spaces_are_refused_by_what_is_wrong(change, words):
+    cell = genotypes.load("PDARTS")
+    message = one_line(str(cell._replace(normal=change(cell.normal))))
+    assert all(word in message for word in words), message
+
+
+def test_the_line_that_a_search_logs_can_be_given_as_it_is(tmp_path):
+    for name in genotypes.PUBLISHED:
+        cell = genotypes.load(name)
+        line = f"2031-01-02 03:04:05 genotype (at most 2 skip-connects): {cell}"
+        assert genotypes.load(line) == genotypes.load(str(cell)) == cell
+        (tmp_path / "log.txt").write_text(f"2031-01-02 03:04:04 pictures: x\n{line}\n03:04:05 search cost: 1")
+        assert genotypes.load(str(tmp_path / "log.txt")) == cell
+
+
+def test_a_log_of_several_cells_must_not_pick_one(tmp_path):
+    one, other = (str(genotypes.load(name)) for name in ("PDARTS", "DARTS_V1"))
+    (tmp_path / "log.txt").write_text(f"03:04 {one}\n03:05 {other}\n03:06 {other}")
+    assert "2 different" in one_line(str(tmp_path / "log.txt"))
+    (tmp_path / "log.txt").write_text(f"03:04 {other}\n03:05 {other}")
+    assert genotypes.load(str(tmp_path / "log.txt")) == genotypes.load("DARTS_V1")
+
+
+def test_json_is_read_from_an_argument_and_nested_or_with_weights():
+    expected = genotypes.load("PDARTS")
+    assert genotypes.load(json.dumps(record())) == expected
+    assert genotypes.load(json.dumps(record(), indent=2) + "\n") == expected
+    nested = {cell: [record()[cell][i:i + 2] for i in range(0, 8, 2)] for cell in ("normal", "reduce")}
+    assert genotypes.load(json.dumps(record(**nested))) == expected
+    weighed = {cell: [[*gene, 0.25] for gene in record()[cell]] for cell in ("normal", "reduce")}
+    assert genotypes.load(json.dumps(record(**weighed))) == expected
+
+
+@pytest.mark.parametrize("form", [
+    "Genotype({normal}, {normal_concat}, {reduce}, {reduce_concat})",  # as in our own genotypes.py
+    "Genotype(normal={normal}, normal_concat=list(range(2, 6)), reduce={reduce}, reduce_concat=tuple(range(2, 6)))",
+    "Genotype(normal={normal}, normal_concat=(2, 3, 4, 5), reduce={reduce}, reduce_concat=range(2, 6, 1))",
+    "gt.Genotype(reduce={reduce}, normal={normal}, reduce_concat=[2, 3, 4, 5], normal_concat=range(np.int64(2), 6))",
+    "Genotype(normal={normal}, normal_concat={normal_concat}, reduce={reduce}, reduce_concat={reduce_concat}, "
+    "connectN=None, connects=None)",  # GDAS
+    "Genotype(  # don't (mind this\n normal={normal},  # [\n normal_concat={normal_concat}, reduce={reduce},\n"
+    "reduce_concat={reduce_concat},\n)",
+])
+def test_other_ways_to_write_the_same_cell(form):
+    cell = genotypes.load("PDARTS")
+    assert genotypes.load(form.format(**cell._asdict())) == cell
+    as_numpy = form.format(**cell._asdict() | {  # as NumPy 2 prints its numbers
+        "normal": "[" + ", ".join(f"({op!r}, np.int64({i}), np.float32(0.5))" for op, i in cell.normal) + "]"})
+    assert genotypes.load(as_numpy) == cell
+
+
+CELL = "normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=[2], reduce=[('skip_connect', 0), " \
+       "('skip_connect', 1)], reduce_concat="
+
+
+@pytest.mark.parametrize("text", [
+    "Genotype(", "Genotype()", "Genotype(\0)", "Genotype(\ud800)", "Genotype(" * 50_000, "Genotype()" * 50_000,
+    "Genotype(" + "[" * 90 + "]" * 90 + ")", "Genotype(" + "-" * 9000 + "1)", "Genotype(" + "1+" * 9000 + "1)",
+    "Genotype(" + "a." * 9000 + "a)", "Genotype(" + "not " * 4000 + "1)", "Genotype(x" + "()" * 9000 + ")",
+    "Genotype(" + "lambda:" * 2000 + "1)", "Genotype(normal=0x" + "F" * 9000 + ")", "Genotype('" + "x" * 100_000 + "')",
+    "Genotype(**{})", "Genotype(*[1])", "Genotype(1, 2, 3, 4, 5)", "Genotype(normal=[], normal=[])", "{", "{}", '{"a":',
+    f"Genotype({CELL}range(10**9))", f"Genotype({CELL}range(2, 10 ** 30))", f"Genotype({CELL}range(2, 3, 0))",
+    f"Genotype({CELL}range(0x{'F' * 50}))", f"Genotype({CELL}range(2.0, 3))", f"Genotype({CELL}range())",
+    f"Genotype({CELL}[True])", f"Genotype({CELL}[2.0])", f"Genotype({CELL}{{2}})", f"Genotype({CELL}[2 for _ in 'a'])",
+    f"Genotype({CELL}(2))", f"Genotype({CELL}exit())", f"Genotype({CELL}[2], other=1)", f"Genotype({CELL}b'2')",
+    f"Genotype({CELL}f'{{exit()}}')", f"Genotype({CELL}[2] if exit() else [2])", f"Genotype({CELL}np.int64(2))",
+    f"Genotype({CELL}'\\d')", f"Genotype({CELL}[int64(exit())])", f"Genotype({CELL}range(2, 3)[:])",
+], ids=lambda text: repr(text[:12] + text[-20:]))
+def test_a_text_that_is_no_cell_is_an_error_of_one_line_and_nothing_runs(text):
+    assert genotypes.load(f"Genotype({CELL}[2])").normal == [("skip_connect", 0), ("skip_connect", 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_line(text)
+
+
+def test_a_file_too_large_for_a_cell_is_not_read(tmp_path):
+    with open(tmp_path / "weights.pt", "wb") as file:
+        file.truncate(2 ** 40)  # a hole
+    assert "weights.pt" in one_line(str(tmp_path / "weights.pt"))
+
+
+# ---- drawn genotypes, printed and damaged
+
+def draw_cell(rng) -> Genotype:
+    """Any cell that can be evaluated: 1 to 16 nodes, the two cells apart."""
+    entries = []
+    for _ in range(2):
+        nodes = rng.choice([1, 2, 3, 4, 4, 4, 5, 16])
+        entries.append([(rng.choice(KNOWN), rng.randrange(2 + i // 2)) for i in range(2 * nodes)])
+        entries.append(rng.sample(range(2, 2 + nodes), rng.randint(1, nodes)) if rng.random() < 0.5
+                       else list(range(rng.randint(2, 1 + nodes), 2 + nodes)))
+    return Genotype(*entries)
+
+
+def write(rng, cell: Genotype, damage=lambda genes: genes) -> str:
+    """A genotype in one of the layouts of the issue; `damage` changes the normal cell's (operation, source) texts."""
+    space, quote, weights = rng.choice(["", " ", "\n    ", "\t"]), rng.choice("'\""), rng.random() < 0.3
+
+    def listed(items):
+        items, comma = list(items), rng.choice([",", ", ", f" ,{space}"])
+        end = rng.choice(["", ","]) if items else ""
+        return rng.choice(["[{}]", "[{}]", "({})" if end or len(items) != 1 else "[{}]"]).format(
+            space + comma.join(items) + end + space)
+
+    def genes(pairs, nested):
+        texts = ["({})".format(f",{space}".join(map(str, [f"{quote}{op}{quote}", *rest]))) for op, *rest in pairs]
+        return listed([listed(texts[i:i + 2]) for i in range(0, len(texts), 2)] if nested else texts)
+
+    nested, entries = rng.random() < 0.4, {}
+    for name, value in cell._asdict().items():
+        if name in ("normal", "reduce"):
+            pairs = [(*gene, *([round(rng.random(), rng.randint(1, 17))] if weights else [])) for gene in value]
+            entries[name] = genes(damage(pairs) if name == "normal" else pairs, nested)
+        elif value == list(range(value[0], value[-1] + 1)) and rng.random() < 0.5:
+            entries[name] = f"range({value[0]},{space}{value[-1] + 1})"
+        else:
+            entries[name] = listed(map(str, value))
+    before = rng.choice(["", "", "03/14 05:12:44 PM ", "2031-01-02 03:04:05,123 INFO genotype = ", "CELL_1 = ", "\n\n",
+                         "genotype (at most 2): ", "a = 'it' # Genotype\nb=", "import os\nCELL=gt."])
+    body = f",{space}".join(f"{name}{rng.choice(['=', ' = '])}{value}" for name, value in entries.items())
+    after = rng.choice(["", "\n", " # (", ".", "; x"])
+    return f"{before}Genotype({space}{body}{rng.choice(['', ','])}{space}){after}"
+
+
+def test_500_printed_genotypes_are_read_as_they_were_drawn(tmp_path):
+    rng = random.Random(0)
+    for i in range(500):
+        cell = draw_cell(rng)
+        text = write(rng, cell)
+        path = tmp_path / f"{i}.txt"
+        path.write_text(text)
+        assert genotypes.load(text) == genotypes.load(str(path)) == cell, text
+
+
+def damaged(rng) -> str:
+    """A printed genotype that is none any more."""
+    cell = draw_cell(rng)
+    i = rng.randrange(len(cell.normal))
+
+    def replaced(*gene):
+        return lambda pairs: [*pairs[:i], gene, *pairs[i + 1:]]
+
+    op, source = cell.normal[i]
+    changes = [
+        replaced("none", source), replaced("sep_conv_9x9", source), replaced("", source), replaced(op, -1),
+        replaced(op, 2 + i // 2), replaced(op, "None"), replaced(op, f"{source}.0"), replaced(op, f"'{source}'"),
+        replaced(op, "True"), replaced(op), replaced(op, 2, source), replaced(op, source, "0.5", "0.5"),
+        replaced(op, "exit()"), replaced(op, f"{source} or exit()"), replaced(op, f"*[{source}]"), replaced(op, "\0"),
+        replaced(op, "(lambda: 0)()"), replaced(op, "9" * 5000), replaced(op, "1 +"), replaced(op, "[" * 99 + "]" * 99),
+        lambda pairs: pairs[:-1], lambda pairs: [], lambda pairs: pairs + pairs[:1], lambda pairs: pairs * 17,
+    ]
+    kind = rng.randrange(len(changes) + 6)
+    if kind < len(changes):
+        return write(rng, cell, changes[kind])
+    if kind == len(changes):
+        cell = cell._replace(normal_concat=[2, 2])
+    elif kind == len(changes) + 1:
+        cell = cell._replace(reduce_concat=[2 + len(cell.reduce) // 2])
+    text = str(cell)
+    if kind == len(changes) + 2:
+        return text[:rng.randrange(len("Genotype("), len(text))]  # cut
+    if kind == len(changes) + 3:
+        at = rng.choice([i for i, letter in enumerate(text) if letter in "()[]"][1:])
+        return text[:at] + text[at + 1:]  # a bracket is missing
+    if kind == len(changes) + 4:
+        return text.replace("reduce=", rng.choice(["reduction=", "normal=", ""]))
+    if kind == len(changes) + 5:
+        at = text.index(", normal_concat")
+        return text[:at] + rng.choice([" for x in y", " + []", "[0]", ".copy()", " # "]) + text[at:]
+    return text
+
+
+def test_300_damaged_genotypes_are_refused_in_one_line(tmp_path):
+    rng = random.Random(1)
+    for i in range(300):
+        text = damaged(rng)
+        message = one_line(text)
+        assert message.startswith(repr(text[:60]))
+        path = tmp_path / f"{i}.txt"
+        path.write_text(text)
+        assert path.name in one_line(str(path))
+
+
+def test_printed_genotypes_with_letters_changed_load_as_cells_or_are_refused_in_one_line():
+    rng, loaded = random.Random(2), 0
+    for _ in range(1000):
+        letters = list(write(rng, draw_cell(rng)))
+        for _ in range(rng.randint(1, 2)):
+            at = rng.randrange(len(letters))
+            letters[at] = rng.choice(["", letters[at] * 2, *"()[]'\",=#0129.\n\0x\u2028"])
+        text = "".join(letters)
+        if "Genotype(" not in text:
+            continue
+        try:
+            genotype = genotypes.load(text)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
+        else:
+            loaded += 1
+            assert is_valid(json.loads(json.dumps(genotype._asdict()))), text
+    assert loaded > 20  # a digit changed, a space doubled
+
+
+# ---- whatever a genotype file may hold
 
 LEAVES = (st.none() | st.booleans() | st.integers(-2, 7) | st.integers() | st.floats() | st.text(max_size=5)
           | st.sampled_from([*KNOWN, "none"]))

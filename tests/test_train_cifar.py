@@ -474,7 +474,7 @@ def assert_refused(code, value, *options, save):
 
 
 def test_an_unknown_name_lists_the_near_ones(tmp_path):
-    for name, near in (("PDART", {"PDARTS"}), ("PC_DARTS", {"PC_DARTS_cifar", "PC_DARTS_image"})):
+    for name, near in (("PDART", {"PDARTS"}), ("DrNAS", {"DrNAS_cifar10", "DrNAS_imagenet"})):
         message = assert_refused(1, f"'{name}'", "--arch", name, save=tmp_path / "runs")
         assert near <= set(re.findall(r"\w+", message.split("near names:")[1]))
 

@@ -1,0 +1,409 @@
+"""Image files and folders as people have them: against ../cases and plain per-pixel versions."""
+import io
+import logging
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import data
+import folders
+
+CASES = Path(__file__).parent / "cases" / "images"
+
+
+def pixels(path) -> np.ndarray:
+    """What the reader makes of a file, (H, W, 3)."""
+    image, _ = folders.read_image(str(path))
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and len(message) < 1000, message
+    return message
+
+
+def cause(path) -> str:
+    """The line that refuses a file, without its path."""
+    with pytest.raises(folders.ImageError) as error:
+        folders.read_image(str(path))
+    message = one_line(error)
+    assert message.startswith(f"cannot read image {path}: "), message
+    return message.removeprefix(f"cannot read image {path}: ")
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is logged, line by line."""
+    handler, found, log = logging.Handler(), [], logging.getLogger("pdarts")
+    handler.emit = lambda record: found.append(record.getMessage())
+    log.addHandler(handler)
+    monkeypatch.setattr(log, "level", logging.INFO)
+    yield found
+    log.removeHandler(handler)
+
+
+# ---- one image
+
+RAMP = np.arange(64).reshape(8, 8) * 1040
+
+
+def expected_case(name) -> np.ndarray:
+    """The right answers in words of the cases' README."""
+    rows, columns = np.indices((8, 8))
+    inside = (rows >= 2) & (rows <= 5) & (columns >= 2) & (columns <= 5)
+    opaque, colour = {
+        "rgba.png": (inside, (200, 0, 0)), "la.png": (columns < 4, (30, 30, 30)),
+        "palette_transparent.png": (columns % 2 == 0, (10, 20, 30))}[name]
+    return np.where(opaque[..., None], colour, 255)
+
+
+@pytest.mark.parametrize("name", ["rgba.png", "la.png", "palette_transparent.png"])
+def test_transparent_cases_are_laid_on_white(name):
+    assert np.array_equal(pixels(CASES / name), expected_case(name))
+    assert folders.read_image(str(CASES / name))[1]
+
+
+def test_the_16_bit_case_is_scaled_and_the_cmyk_case_is_red():
+    got = pixels(CASES / "gray16.png")
+    assert np.array_equal(got, np.rint(RAMP / 257)[..., None].repeat(3, 2)) and got.max() == 255
+    assert np.abs(pixels(CASES / "cmyk.jpg").astype(int) - (255, 0, 0)).max() <= 8
+    assert not any(folders.read_image(str(CASES / name))[1] for name in ("gray16.png", "cmyk.jpg"))
+
+
+@pytest.mark.parametrize("name, word", [("float.tif", "floating-point"), ("truncated.jpg", "truncated")])
+def test_refused_cases_say_why(name, word):
+    assert word in cause(CASES / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "big-endian.tif", "a.jp2", "a.pgm"])
+def test_16_bit_grey_of_any_format_is_scaled(name, tmp_path):
+    values = np.array([[0, 1, 128, 129], [256, 257, 385, 386], [32767, 32768, 65406, 65535]], np.uint16)
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 4 3 65535\n" + values.astype(">u2").tobytes())
+    elif name == "big-endian.tif":
+        Image.frombytes("I;16B", (4, 3), values.astype(">u2").tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    # v / 257 is halfway between two numbers for no v
+    assert np.array_equal(pixels(tmp_path / name)[..., 0], np.rint(values / 257))
+
+
+def test_32_bit_integers_are_refused_by_name(tmp_path):
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "a.tif")
+    assert "32-bit integer" in cause(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode, key, colour", [
+    ("L", 7, (7, 7, 7)), ("RGB", (7, 8, 9), (7, 8, 9)), ("I;16", 771, (3, 3, 3))])
+def test_one_colour_declared_transparent_becomes_white(mode, key, colour, tmp_path):
+    array = {"L": np.array([[7, 100]], np.uint8), "RGB": np.array([[[7, 8, 9], [100, 100, 100]]], np.uint8),
+             "I;16": np.array([[771, 25700]], np.uint16)}[mode]
+    image = Image.fromarray(array)
+    image.save(tmp_path / "opaque.png")
+    assert pixels(tmp_path / "opaque.png").tolist() == [[list(colour), [100, 100, 100]]]
+    image.save(tmp_path / "transparent.png", transparency=key)
+    assert pixels(tmp_path / "transparent.png").tolist() == [[[255] * 3, [100] * 3]]
+    assert folders.read_image(str(tmp_path / "transparent.png"))[1]
+
+
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_alpha_is_not_transparent(tmp_path):
+    Image.fromarray(np.array([[[100, 0, 255, 128]]], np.uint8)).save(tmp_path / "half.png")
+    expected = np.array([100, 0, 255]) * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(pixels(tmp_path / "half.png")[0, 0] - expected).max() <= 1
+    Image.fromarray(np.array([[[100, 0, 255, 255]]], np.uint8)).save(tmp_path / "opaque.png")
+    image, transparent = folders.read_image(str(tmp_path / "opaque.png"))
+    assert image.getpixel((0, 0)) == (100, 0, 255) and not transparent
+
+
+def test_a_rotation_in_the_exif_data_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "turned.jpg", exif=exif)
+    image, _ = folders.read_image(str(tmp_path / "turned.jpg"))
+    assert image.size == (16, 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_other_modes_are_read_as_pillow_converts_them(mode, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(9, 7, 3), dtype=np.uint8)).convert(mode)
+    image.save(tmp_path / "a.tif")
+    assert np.array_equal(pixels(tmp_path / "a.tif"), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "ppm", "tif"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_truncated_file_is_called_that(kind, share, tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a.{kind}")
+    content = (tmp_path / f"a.{kind}").read_bytes()
+    (tmp_path / f"a.{kind}").write_bytes(content[:int(share * len(content))])
+    assert cause(tmp_path / f"a.{kind}").startswith("truncated; ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89", b"not an image", b"\0" * 100, b"GIF89a", b"BM" + b"\xff" * 50,
+                                     b"\x89PNG\r\n\x1a\n" + b"\xff" * 50, b"\xff\xd8\xff" + b"\0" * 50, b"P5 -1 3 9\n"])
+def test_what_is_no_image_is_an_error_of_one_line(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    assert "file" in cause(tmp_path / "a.png")
+
+
+def test_no_permission_and_a_file_that_has_gone_are_named(tmp_path, monkeypatch):
+    assert "not there" in cause(tmp_path / "gone.png")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(Image, "open", refuse)  # the tests may run as root, whom nothing stops
+    assert "no permission" in cause(CASES / "rgba.png")
+
+
+def test_an_image_too_large_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the cases have 64
+    assert "too large" in cause(CASES / "rgba.png")
+
+    def refuse(*args):
+        raise MemoryError
+    monkeypatch.setattr(Image, "open", refuse)
+    assert "too large" in cause(CASES / "rgba.png")
+
+
+# ---- folders
+
+def save(path, value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+
+def write_tree(root, train=("ant", "bee", "cow"), val=None, count=2):
+    """Folders of images whose pixels tell their class: 10 times the letter's place in the alphabet."""
+    for split, names in (("train", train), ("val", train if val is None else val)):
+        for name in names:
+            for i in range(count):
+                save(root / split / name / f"{i}.png", 10 * (ord(name[0]) - ord("a")))
+    return root
+
+
+@pytest.mark.parametrize("leftover", [
+    ".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/._0.png",
+    "@eaDir/0.png", ".hidden.png"])
+@pytest.mark.parametrize("place", ["train", "train/bee", "val", "val/bee"])
+def test_leftovers_of_other_systems_are_no_classes_and_no_images(leftover, place, tmp_path):
+    write_tree(tmp_path)
+    expected = data.load("folder", str(tmp_path), 8)
+    path = tmp_path / place / leftover
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(CASES / "._gray16.png", path)
+    got = data.load("folder", str(tmp_path), 8)
+    assert got.classes == ["ant", "bee", "cow"] and all(map(torch.equal, got[:4], expected[:4]))
+    train, val, classes = data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
+    assert classes == ["ant", "bee", "cow"] and len(train.dataset) == len(val.dataset) == 6
+
+
+def test_the_leftover_of_the_cases_is_no_image():
+    names = [entry.name for entry in os.scandir(CASES) if folders._is_image(entry.name)]
+    assert sorted(names) == ["cmyk.jpg", "float.tif", "gray16.png", "la.png", "palette_transparent.png", "rgba.png",
+                             "truncated.jpg"] and (CASES / "._gray16.png").exists()
+
+
+def test_a_root_whose_own_path_has_a_dot_is_read(tmp_path):
+    write_tree(tmp_path / ".cache" / "set")
+    assert len(data.load("folder", str(tmp_path / ".cache" / "set"), 8).train_images) == 6
+
+
+def test_images_are_listed_in_the_order_of_torchvision(tmp_path):
+    from torchvision.datasets import ImageFolder
+    for name in ("b/0.png", "b/deep/er/1.png", "b-2/0.jpg", "b/deep-er/1.JPEG", "B/1.png", "a/z.png", "a/Z.webp",
+                 "a/notes.txt", "a/10.png", "a/9.png"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    plain = ImageFolder(tmp_path / "train")
+    for folder in folders.image_folders(tmp_path):
+        assert [(path.replace("val", "train"), label) for path, label in folder.samples] == plain.samples
+        assert folder.classes == plain.classes
+
+
+@pytest.mark.parametrize("val", [("cow",), ("bee", "cow"), ("ant", "cow")])
+def test_validation_classes_keep_the_labels_of_training(val, tmp_path, lines):
+    write_tree(tmp_path, val=val)
+    labels = [["ant", "bee", "cow"].index(name) for name in val for _ in range(2)]
+    got = data.load("folder", str(tmp_path), 8)
+    assert got.test_target.tolist() == labels and got.classes == ["ant", "bee", "cow"]
+    assert got.test_images[:, 0, 0, 0].tolist() == [10 * label for label in
+                                                    (ord(name[0]) - ord("a") for name in val for _ in range(2))]
+    missing = sorted({"ant", "bee", "cow"} - set(val))
+    line = f"{tmp_path / 'val'} lacks {len(missing)} of 3 training classes: {', '.join(missing)}"
+    assert lines == [line]
+    lines.clear()
+    _, loader, classes = data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
+    assert torch.cat([y for _, y in loader]).tolist() == labels and classes == ["ant", "bee", "cow"]
+    assert lines == [line]
+
+
+def test_of_many_classes_five_are_named_and_all_counted(tmp_path, lines):
+    names = [f"c{i:02}" for i in range(12)]
+    write_tree(tmp_path, train=names, val=names[7:], count=1)
+    folders.image_folders(tmp_path)
+    assert lines == [f"{tmp_path / 'val'} lacks 7 of 12 training classes: c00, c01, c02, c03, c04, ..."]
+    shutil.move(tmp_path / "train", tmp_path / "rest")
+    write_tree(tmp_path, train=names[:2], val=names[2:], count=1)
+    with pytest.raises(ValueError) as error:
+        folders.image_folders(tmp_path)
+    message = one_line(error)
+    assert "10 class(es)" in message and "c02, c03, c04, c05, c06, ..." in message and "c07" not in message
+    assert "lacks c00, c01" in message and str(tmp_path / "val") in message and str(tmp_path / "train") in message
+
+
+def test_a_flat_validation_folder_is_recognised(tmp_path):
+    write_tree(tmp_path, val=())
+    for i in range(3):
+        save(tmp_path / "val" / f"ILSVRC2012_val_{i:08}.JPEG")
+    with pytest.raises(ValueError) as error:
+        data.load("folder", str(tmp_path))
+    message = one_line(error)
+    assert all(word in message for word in ("flat", "ImageNet", "3 images", f"move each image to {tmp_path}/val/CLASS"))
+
+
+def test_the_flat_validation_folder_of_tiny_imagenet_is_recognised(tmp_path):
+    write_tree(tmp_path, val=())
+    save(tmp_path / "val" / "images" / "val_0.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tant\t0\t32\t44\t62\n")
+    for read in (lambda: data.load("folder", str(tmp_path)),
+                 lambda: data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")):
+        with pytest.raises(ValueError) as error:
+            read()
+        message = one_line(error)
+        assert all(word in message for word in ("flat", "Tiny-ImageNet", "val_annotations.txt", "move", "CLASS"))
+    (tmp_path / "val" / "ant").mkdir()  # once it is sorted, the list and an empty folder may stay behind
+    (tmp_path / "val" / "images" / "val_0.JPEG").rename(tmp_path / "val" / "ant" / "val_0.JPEG")
+    (tmp_path / "val" / "images").rmdir()
+    assert data.load("folder", str(tmp_path)).test_target.tolist() == [0]
+
+
+# ---- whole folders
+
+READABLE = [("a", "cmyk.jpg"), ("a", "la.png"), ("a", "rgba.png"), ("b", "gray16.png"),
+            ("b", "palette_transparent.png")]  # in the order of a folder
+
+
+def write_cases(root):
+    """The readable cases as two classes of training and of validation images: 3 of 5 are transparent."""
+    for split in ("train", "val"):
+        for name, case in READABLE:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(CASES / case, root / split / name)
+    return root
+
+
+def test_a_folder_is_read_as_the_images_one_by_one_and_the_log_counts_the_transparent_ones(tmp_path, lines):
+    got = data.load("folder", str(write_cases(tmp_path)), 8)
+    for image, target, (name, case) in zip(got.test_images, got.test_target, READABLE):
+        assert np.array_equal(image.permute(1, 2, 0), pixels(CASES / case)) and target == (name == "b")
+    assert lines == ["6 of 10 images are transparent and were laid on white"]
+
+
+def test_a_folder_without_transparent_images_says_nothing(tmp_path, lines):
+    data.load("folder", str(write_tree(tmp_path)), 8)
+    assert lines == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenet_reads_the_same_and_says_once_how_many_are_transparent(workers, tmp_path, lines):
+    write_cases(tmp_path)
+    train, val, _ = data.imagenet_loaders(str(tmp_path), 32, 2, workers, 0, "cpu")
+    for epoch in range(2):
+        data.set_epoch(train, epoch)
+        assert sum(len(target) for _, target in train) == 4  # the fifth alone is left out
+        assert sum(len(target) for _, target in val) == 5
+    of_train, of_val = lines
+    assert of_val == "3 of the 5 images read are transparent and were laid on white"
+    assert of_train in (f"{n} of the 4 images read are transparent and were laid on white" for n in (2, 3))
+    image, label, transparent = val.dataset[3]  # the 16-bit ramp, enlarged to 36x36 and cut to 32x32
+    assert (label, transparent) == (1, False) and 0 <= image.min() < 30 and 225 < image.max() <= 255
+
+
+@pytest.mark.parametrize("case, word", [("float.tif", "floating-point"), ("truncated.jpg", "truncated")])
+def test_folder_and_imagenet_say_why_an_image_cannot_be_read(case, word, tmp_path):
+    write_tree(tmp_path)
+    shutil.copy(CASES / case, tmp_path / "val" / "bee")
+    path = tmp_path / "val" / "bee" / case
+    with pytest.raises(data.ImageError) as error:
+        data.load("folder", str(tmp_path), 8)
+    assert one_line(error).startswith(f"cannot read image {path}: {word}")
+    with pytest.raises(data.ImageError) as error:
+        list(data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")[1])
+    assert one_line(error).startswith(f"cannot read image {path}: {word}")
+
+
+def test_all_cores_read(tmp_path, monkeypatch):
+    write_tree(tmp_path)
+    meeting, read = threading.Barrier(3, timeout=60), folders.read_image
+
+    def read_together(path):
+        meeting.wait()  # for two others who read at the same time
+        return read(path)
+    monkeypatch.setattr(folders, "_cores", lambda: 3)
+    monkeypatch.setattr(folders, "read_image", read_together)
+    assert data.load("folder", str(tmp_path), 8).train_target.bincount().tolist() == [2, 2, 2]
+
+
+def test_the_cores_are_those_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert folders._cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert folders._cores() == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_shows_how_far_the_reading_is_on_a_terminal_only(terminal, tmp_path, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    data.load("folder", str(write_tree(tmp_path)), 8)
+    assert ("reading training images" in screen.getvalue() and "/6" in screen.getvalue()) == terminal
+    assert terminal or not screen.getvalue()
+
+
+def test_images_that_need_more_memory_than_there_is_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    write_tree(tmp_path)  # 6 + 6 images of 3 * 100 * 100 bytes, and 4/3 of the first 6 for their statistics
+    needed = 12 * 30_000 + 8 * 30_000
+    monkeypatch.setattr(folders, "free_memory", lambda: needed - 1)
+    monkeypatch.setattr(folders, "read_image", None)
+    with pytest.raises(ValueError) as error:
+        data.load("folder", str(tmp_path), 100)
+    message = one_line(error)
+    assert "--image_size" in message and "100x100" in message and "GiB" in message
+    monkeypatch.undo()
+    for free in (needed, None):
+        monkeypatch.setattr(folders, "free_memory", lambda: free)  # noqa: B023
+        assert data.load("folder", str(tmp_path), 100).train_images.shape == (6, 3, 100, 100)
+
+
+def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_otherwise(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal:       100 kB\nMemAvailable:    60 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+
+    def read_text(path):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert folders.free_memory() == 60 * 1024
+    files["/sys/fs/cgroup/memory.max"] = "50000\n"
+    assert folders.free_memory() == 50_000
+    files.clear()
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.get)
+    assert folders.free_memory() == 7 * 4096
+    monkeypatch.setattr(os, "sysconf_names", {})
+    assert folders.free_memory() is None

@@ -25,14 +25,34 @@ def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
+def time_to_come(costs: list[float], seconds: list[float], fraction: float = 0.0, elapsed: float = 0.0) -> float:
+    """Seconds that the rest of a run will take, as its last 5 epochs did, or its first one so far.
+
+    costs: of all its epochs, relative to each other; seconds: what those before this one took. Of this epoch `fraction`
+    is done, in `elapsed` seconds.
+    """
+    n, begun = len(seconds), fraction * costs[len(seconds)]
+    pace = sum(seconds[-5:]) / sum(costs[:n][-5:]) if n else elapsed / begun
+    return (sum(costs[n:]) - begun) * pace
+
+
+def in_words(seconds: float) -> str:
+    """A time as a person says it: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 class Meter:
     """Loss and accuracy of an epoch: a bar on a terminal, elsewhere a log line every `report_freq` steps.
 
     The steps' numbers stay on the device and are read only when they are reported, so that no step waits for one.
+    to_come(fraction, elapsed): seconds to the end of the run, for those who wait.
     """
 
-    def __init__(self, label: str, steps: int | None, report_freq: int):
-        self.label, self.total, self.report_freq = label, steps, report_freq
+    def __init__(self, label: str, steps: int | None, report_freq: int, to_come=None):
+        self.label, self.total, self.report_freq, self.to_come = label, steps, report_freq, to_come
         self.unread: list[Tensor] = []  # one (loss * B, top-1, top-5 hits) a step
         self.sums = [0.0, 0.0, 0.0]  # of the steps that were read
         self.images = self.steps = 0
@@ -53,10 +73,14 @@ class Meter:
         if self.steps % self.report_freq == 0:
             self._read()
             loss, top1, top5 = (value / self.images for value in self.sums)
-            self.bar.set_postfix(loss=f"{loss:.4f}", top1=f"{100 * top1:.2f}")
+            shown = f"loss {loss:.4f} top1 {100 * top1:.2f}"
+            rest = ""
+            if self.to_come:
+                seconds = self.to_come(self.steps / self.total, time.perf_counter() - self.start)
+                rest = f", {in_words(seconds)} to come"
+            self.bar.set_postfix_str(shown + rest)
             if self.bar.disable:
-                log.info(f"{self.label} step {self.steps} loss {loss:.4f} "
-                         f"top1 {100 * top1:.2f} top5 {100 * top5:.2f}")
+                log.info(f"{self.label} step {self.steps} {shown} top5 {100 * top5:.2f}{rest}")
         # Processes can't agree to stop in an evaluation: one may have a batch more than another.
         if self.total is not None or parallel.world_size() == 1:
             parallel.stop_if_asked()
@@ -99,12 +123,17 @@ class Meter:
 
 
 @contextlib.contextmanager
-def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict):
-    """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on."""
-    meter = Meter(label, steps, args.report_freq)
+def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict, costs: list[float]):
+    """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on.
+
+    costs: of all epochs of the run, relative to each other.
+    """
+    to_come = partial(time_to_come, costs, [record["seconds"] for record in state["metrics"]])
+    meter = Meter(label, steps, args.report_freq, to_come)
     runs.restore(state, {"meter": meter})
     try:
         yield meter
+        log.info(f"{label} is done, {in_words(to_come(1.0, time.perf_counter() - meter.start))} to come")
     except parallel.Stopped:
         check_finite(parts["network"], label)
         runs.save_checkpoint(run_dir, state, parts | {"meter": meter})
@@ -239,7 +268,8 @@ def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, image_siz
         optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
-        with epoch_meter(f"epoch {epoch}", len(batches), args, run_dir, state, parts) as meter:
+        with epoch_meter(f"epoch {epoch}", len(batches), args, run_dir, state, parts,
+                         costs=[1.0] * args.epochs) as meter:
             if set_epoch:
                 set_epoch(epoch, meter.steps)
             record |= train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)

@@ -104,7 +104,7 @@ def main(args: Namespace) -> None:
         architect, parts = build_stage(stage, state, len(dataset.classes), batches, args, device)
         for epoch in range(state["epoch"], args.epochs):
             label, steps = f"stage {stage.number} epoch {epoch}", len(parts.train_batches)
-            with engine.epoch_meter(label, steps, args, run_dir, state, vars(parts)) as meter:
+            with engine.epoch_meter(label, steps, args, run_dir, state, vars(parts), epoch_costs(args)) as meter:
                 record = search_epoch(stage, epoch, architect, parts, meter, args)
                 if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
                     record |= validate(parts.network, dataset, alpha_half, label, record, args)
@@ -192,6 +192,12 @@ def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args
                             **batches)
     runs.restore(state, vars(parts))
     return architect, parts
+
+
+def epoch_costs(args: Namespace) -> list[float]:
+    """What each epoch of the search costs, relative to each other: an alpha step takes about 0.6 of a weight step."""
+    return [stage.layers * stage.num_candidates * stage.channels * (1.6 if epoch >= args.warmup_epochs else 1.0)
+            for stage in make_stages(args) for epoch in range(args.epochs)]
 
 
 def validate(network: Network, dataset: data.DataSet, half: tuple, label: str, record: dict, args: Namespace) -> dict:

@@ -60,28 +60,27 @@ def kernel_gradient(g: Tensor, x: Tensor, k: int, stride: int, dilation: int) ->
     if k == 1:
         return (g * x[:, :, ::stride, ::stride]).sum(dim=(0, 2, 3)).view(C, 1, 1, 1)
 
-    def gradient(g, x, height, width, strides, dilation=1):  # oneDNN's, of C kernels or twice as many
-        padding = [dilation * (height // 2), dilation * (width // 2)]
-        return conv_backward(g, x, x.new_empty(x.size(1), 1, height, width), strides, padding, [dilation] * 2,
-                             x.size(1), (False, True))[1]
+    rows = dilation * (k // 2)
+    if x.size(2) < k and dilation == 1:  # quick only on maps as tall as the kernel
+        x, rows = F.pad(x, (0, 0, rows, rows)), 0
 
-    if dilation > 1 or k > 5:
-        return gradient(g, x, k, k, [stride] * 2, dilation)
-    if x.size(2) < k:
-        g, x = pixels.one_tall_image(g, x, k // 2, stride)
-    if k == 3:
-        return gradient(g, x, 3, 3, [stride] * 2)
-    # Of 5 columns, by kernels of width 3: on pairs of columns, a kernel's neighbours are two columns away.
+    def gradient(g, x, like, strides):  # oneDNN's, of kernels of the shape of `like`
+        return conv_backward(g, x, like, strides, [rows, dilation * (like.size(-1) // 2)], [dilation] * 2, x.size(1),
+                             (False, True))[1]
+
+    if dilation > 1 or k != 5:
+        return gradient(g, x, x.new_empty(C, 1, k, k), [stride] * 2)
+    # 5 columns by kernels of width 3: on pairs of columns, a kernel's neighbours are two columns away.
     if x.size(3) % 2:
         x = F.pad(x, (0, 1))
         g = F.pad(g, (0, 1)) if stride == 1 else g
+    g_pairs = torch.cat([g, g], dim=1) if stride == 2 else pixels.column_pairs(g)
+    of_pairs = gradient(g_pairs, pixels.column_pairs(x), x.new_empty(2 * C, 1, 5, 3), [stride, 1])
     if stride == 2:
-        of_pairs = gradient(torch.cat([g, g], dim=1), pixels.column_pairs(x), 5, 3, [2, 1])
         zero_two_four, one_three_none = of_pairs.split(C)  # of the even columns, of the odd ones
         return torch.stack([zero_two_four, one_three_none], dim=-1).flatten(-2)[..., :5]
-    one_two_three = gradient(g, x, 5, 3, [1, 1])
-    of_pairs = gradient(pixels.column_pairs(g), pixels.column_pairs(x), 5, 3, [1, 1])
-    zero_two_four = of_pairs.view(2, C, 1, 5, 3).sum(0)  # of the even columns and of the odd ones
+    zero_two_four = of_pairs.view(2, C, 1, 5, 3).sum(0)
+    one_two_three = gradient(g, x, zero_two_four, [1, 1])
     return torch.cat([zero_two_four[..., :1], one_two_three, zero_two_four[..., 2:]], dim=-1)
 
 
@@ -109,6 +108,8 @@ class Depthwise(Function):
         kernel, *states = ctx.saved_tensors
         x = side_by_side([states[i] for i in ctx.which])
         g_x, g_kernel = depthwise_backward(g, x, kernel, ctx.stride, ctx.dilation, ctx.needs_input_grad[0])
+        if len(ctx.which) == 1:
+            return g_kernel, None, None, None, g_x
         g_states = [None] * len(states)
         for i, g in zip(ctx.which, g_x.split(states[0].size(1), dim=1)):
             g_states[i] = g if g_states[i] is None else g_states[i] + g

@@ -109,7 +109,7 @@ class WeightedNorm(Function):
         y = pointwise(d, weight) if mean is None or not wants_weight else None
         if mean is None:
             z, mean, invstd = normalise(y, scale=scale)
-            mixed, *others = z.split(C, dim=1)
+            mixed, *others = z.split(C, dim=1) if z.size(1) > C else [z]
             for i, other in enumerate(others):
                 mixed = mixed + other if i == 0 else mixed.add_(other)
             mixed = redilate(mixed, B)

@@ -90,22 +90,6 @@ def redilate(y: Tensor, B: int) -> Tensor:
     return y if y.size(0) == B else Deinterleave.apply(y)
 
 
-def one_tall_image(g: Tensor, x: Tensor, rows: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The B images of x (B, C, H, W), one below the other, `rows` of zeros between them, and g where it belongs.
-
-    The gradients of a kernel that reaches no further than `rows` are the same.
-    """
-    height = x.size(2) + rows
-    height += height % stride
-    return _stack_images(g, height // stride), _stack_images(x, height)
-
-
-def _stack_images(x: Tensor, height: int) -> Tensor:
-    B, C, H, W = x.shape
-    x = F.pad(x, (0, 0, 0, height - H)).contiguous(memory_format=torch.channels_last)
-    return x.as_strided((1, C, B * height, W), (B * height * W * C, 1, W * C, C))
-
-
 def column_pairs(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 2C, H, W/2): in channels-last memory two columns are one of twice as many channels."""
     B, C, H, W = x.shape

@@ -8,7 +8,7 @@ from scripts import error_line, run, run_fresh
 def test_the_search_step_keeps_and_dispatches_a_fraction_of_the_plain_formulation(tmp_path):
     """In stage 3, where the shares are largest. Seconds are printed, not judged."""
     file = tmp_path / "stage3.json"
-    outcome = run_fresh("benchmarks/search_step.py", "--stages", 3, "--channels", 8, "--image_size", 16,
+    outcome = run_fresh("benchmarks/search_step.py", "--stages", 3, "--channels", 8, "--batch_size", 4,
                         "--repeats", 1, "--device", "cpu", "--json", file)
     assert outcome.code == 0, outcome
     plain, default, checkpoint = json.loads(file.read_text())["results"]["3"].values()

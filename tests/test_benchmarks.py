@@ -5,6 +5,7 @@ import pytest
 from scripts import error_line, run, run_fresh
 
 
+@pytest.mark.slow
 def test_the_search_step_keeps_and_dispatches_a_fraction_of_the_plain_formulation(tmp_path):
     """In stage 3, where the shares are largest. Seconds are printed, not judged."""
     file = tmp_path / "stage3.json"

@@ -50,6 +50,7 @@ def start_until_saved(command, save: Path) -> tuple[subprocess.Popen, list[int]]
     return torchrun, children(torchrun.pid)
 
 
+@pytest.mark.slow
 def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
     script, expected = calm
     torchrun, ranks = start_until_saved([*TORCHRUN, "--max-restarts=1", str(ROOT / script), *TINY[script]],
@@ -62,6 +63,7 @@ def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
     assert metrics(the_run(tmp_path / "hit")) == expected
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_an_epoch(calm, tmp_path):
     script, expected = calm
     torchrun, ranks = start_until_saved([*TORCHRUN, str(ROOT / script), *TINY[script]], tmp_path)

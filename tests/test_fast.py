@@ -172,6 +172,7 @@ def test_depthwise_gradients_are_autograds(k, stride, dilation):
 
 # ---- torch.compile
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network_class, size", [(NetworkCIFAR, 32), (NetworkImageNet, 224)])
 def test_networks_compile_as_one_graph_with_the_same_gradients(network_class, size):
     torch.manual_seed(0)
@@ -196,6 +197,7 @@ def graph_collector():
     return graphs, backend
 
 
+@pytest.mark.slow
 def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
     """600 epochs have 600 probabilities, and torch.compile gives up after 8 graphs: one for any probability must do."""
     graphs, backend = graph_collector()
@@ -207,6 +209,7 @@ def test_a_changing_drop_path_probability_does_not_recompile_each_epoch():
     assert len(graphs) <= 2
 
 
+@pytest.mark.slow
 def test_supernet_cells_of_one_shape_share_a_graph():
     graphs, backend = graph_collector()
     candidates = [["skip_connect", "dil_conv_3x3"]] * 14
@@ -218,6 +221,7 @@ def test_supernet_cells_of_one_shape_share_a_graph():
     assert len(graphs) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
 def test_a_supernets_cell_compiles_as_one_graph_per_kind_of_step_whatever_the_skip_dropout(grad_checkpoint):
     graphs, backend = graph_collector()

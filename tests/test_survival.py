@@ -101,6 +101,7 @@ def one_line(outcome, code=1):
 
 # ---- kills
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, kills", [(SEARCH, 5), (CIFAR, 8)])
 def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(script, kills, data, request, tmp_path):
     """`python tests/kill_loop.py` does so with 30 kills of each."""
@@ -147,6 +148,7 @@ parallel.stop_if_asked = stop_if_asked
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, steps, every, also", [
     (SEARCH, 2, 5, []), (SEARCH, 2, 13, ["--grad_checkpoint", "--amp", "bf16"]), (CIFAR, 6, 5, [])])
 def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
@@ -173,6 +175,7 @@ def short_training(data, tmp_path_factory):
     return options, kill_loop.undisturbed(CIFAR, options, tmp_path_factory.mktemp("short"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [
     [("args.json", 1), ("genotype.json", 1), ("best.pt", 1), ("checkpoint.pt", 1), ("previous.pt", 2)],
     [("checkpoint.pt", 3)], [("metrics.jsonl", 1), ("metrics.jsonl", 2)], [("weights.pt", 1), ("curves.svg", 1)]],
@@ -189,6 +192,7 @@ def short_search(data, tmp_path_factory):
     return options, kill_loop.undisturbed(SEARCH, options, tmp_path_factory.mktemp("short"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [
     [("args.json", 1), ("metrics.jsonl", 1), ("curves.png", 1), ("metrics.jsonl", 2), ("genotypes.json", 1)],
     [("checkpoint.pt", 1), ("alphas-normal.svg", 1), ("checkpoint.pt", 2), ("genotype.json", 1)]],
@@ -210,6 +214,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("script, name", [(SEARCH, "metrics.jsonl"), (SEARCH, "alphas.npz"), (CIFAR, "metrics.jsonl")])
 def test_a_damaged_file_that_follows_from_the_checkpoint_is_written_anew(script, name, damage, copy):
@@ -219,6 +224,7 @@ def test_a_damaged_file_that_follows_from_the_checkpoint_is_written_anew(script,
     assert_same_result(run_dir, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "deleted"])
 @pytest.mark.parametrize("script", [SEARCH, CIFAR])
 def test_a_finished_run_mends_what_follows_from_its_checkpoint(script, damage, request, tmp_path):

@@ -551,6 +551,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(images, tmp_path):
     """With a backend that needs no C++ compiler."""
     (tmp_path / "eager.py").write_text(EAGER)

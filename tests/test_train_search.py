@@ -436,6 +436,7 @@ def write_cifar(root, classes, count):
     (root / folder / meta).write_bytes(pickle.dumps({names: [f"class {i}" for i in range(classes)]}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, classes, extra", [("cifar10", 10, ""), ("cifar100", 100, "--cifar100")])
 def test_the_published_command_works_word_for_word(tmp_path, name, classes, extra):
     published = ("--tmp_data_dir DIR --save log_path --add_layers 6 --add_layers 12 --dropout_rate 0.1 "
@@ -500,6 +501,7 @@ def test_another_seed_starts_from_other_alphas(other, undisturbed):
 
 # ---- kill, stop, continue
 
+@pytest.mark.slow
 def test_a_search_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
     script = start("train_search.py", *options_for(images, tmp_path))
     script.wait_until(lambda: list(tmp_path.glob("*/args.json")))  # before there is anything to continue from
@@ -516,6 +518,7 @@ def test_a_search_killed_at_any_moment_continues_to_the_same_result(images, undi
     assert_same_result(the_run(tmp_path), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_files_of_an_epoch_loses_and_doubles_nothing(stopped, undisturbed, tmp_path):
     """The checkpoint is newer than metrics.jsonl, and alphas.npz was never written."""
     run_dir = shutil.copytree(stopped[0], tmp_path / "run")

@@ -374,7 +374,7 @@ def main(args: argparse.Namespace) -> None:
         log.info(f"wrote {draw_run(args.what, args.out)} and its pictures")
         return
     genotype = genotypes.load(args.what)
-    name = Path(args.what).resolve().name.removesuffix(".json").replace(":", "-")
+    name = Path(genotypes.label(args.what)).resolve().name.removesuffix(".json").replace(":", "-")
     for path in draw_genotype(genotype, Path(args.out or "."), name).values():
         log.info(f"wrote {path} and {path.with_suffix('.png').name}")
 

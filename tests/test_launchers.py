@@ -1,13 +1,12 @@
 """Launchers: torchrun's variables set by anyone, srun, half a set, shells in an allocation, who loads data first."""
 import os
 import re
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from scripts import ROOT, error_line, metrics, run, start, the_run, write_images
+from scripts import ROOT, by_hand, error_line, free_port, metrics, run, the_run, together, write_images
 
 import parallel
 
@@ -23,31 +22,12 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def by_hand(count: int) -> list[dict]:
-    """The variables of `count` processes on this machine."""
-    port = str(free_port())
-    return [{"RANK": str(i), "WORLD_SIZE": str(count), "LOCAL_RANK": str(i), "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": port} for i in range(count)]
-
-
 def by_srun(count: int) -> list[dict]:
     """The same by srun in an allocation of one machine; the job's number decides the port."""
     job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count),
            "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NODELIST": "gpu07",
            "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.1"}
     return [{**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
-
-
-def together(script, *options, environments, cwd=None):
-    """How the processes of one command line ended."""
-    running = [start(script, *options, env=environment, cwd=cwd) for environment in environments]
-    return [process.wait() for process in running]
 
 
 @pytest.mark.parametrize("environments, text", [

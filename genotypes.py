@@ -78,10 +78,10 @@ def _by_name(name: str) -> Genotype:
 
 
 def label(source: str) -> str:
-    """What `load` takes, short enough for a line or a file's name: itself, or for a pasted text a name of its own."""
-    if PRINTED.search(source) or source.lstrip().startswith("{"):
-        return f"pasted-{hashlib.sha256(source.encode(errors='replace')).hexdigest()[:8]}"
-    return source
+    """What `load` took, short enough for a line or a file's name: itself, or for a pasted text a name of its cell's."""
+    if os.path.exists(source) or not (PRINTED.search(source) or source.lstrip().startswith("{")):
+        return source
+    return f"pasted-{hashlib.sha256(json.dumps(load(source)).encode()).hexdigest()[:8]}"
 
 
 def _plain(name: str) -> str:

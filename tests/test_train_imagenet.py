@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -550,6 +552,43 @@ def test_eval_with_a_bad_image_is_one_line_without_a_run_to_continue(images, und
     weights_file = undisturbed[0] / "weights.pt"
     message = assert_refused(1, "bee/1.png", "--eval", "--weights", weights_file, images=root, save=tmp_path / "runs")
     assert "continue" not in message
+
+
+SMALL_SHM = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'  # in a namespace of its own, as in a container
+
+
+def with_little_shared_memory(*command):
+    return subprocess.run(["unshare", "-Urm", "sh", "-c", SMALL_SHM, "sh", *map(str, command)],
+                          capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare") or with_little_shared_memory("true").returncode != 0,
+                    reason="no namespaces here")
+def test_too_little_shared_memory_names_workers_and_shm_size(images, tmp_path):
+    options = [*ONCE, "--image_size", 224, "--tmp_data_dir", images, "--workers", 1, "--save", tmp_path]
+    done = with_little_shared_memory(sys.executable, ROOT / "train_imagenet.py", *options)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "--workers" in line and "--shm-size" in line, done.stderr
+    assert f"--resume {the_run(tmp_path)}" in line and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number, words", [(signal.SIGBUS, ["--workers", "--shm-size"]),
+                                           (signal.SIGKILL, ["--workers", "memory"])])
+def test_a_worker_that_dies_is_one_line_and_the_run_can_go_on(script, images, undisturbed, tmp_path, number, words):
+    process = start(*script, *options_for(images, tmp_path, workers=2))
+    process.wait_until(lambda: any(tmp_path.iterdir()) and epochs_done(the_run(tmp_path)) >= 1)
+    os.kill(children(process.pid)[-1], number)
+    outcome = process.wait()
+    message = error_line(outcome, 1)
+    assert all(word in message for word in words) and f"--resume {the_run(tmp_path)}" in message
+    outcome = run(*script, "--resume", the_run(tmp_path), "--workers", 0)
+    assert outcome.code == 0, outcome
+    assert_same_result(the_run(tmp_path), undisturbed[0])
+
+
+def test_one_image_per_process_is_refused_before_a_run_directory_is_made(images, tmp_path):
+    assert_refused(1, "at least 2 per process", "--batch_size", 1, images=images, save=tmp_path / "runs")
 
 
 def test_a_folder_of_one_image_is_refused(tmp_path):

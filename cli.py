@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from argparse import Namespace
+from logging.handlers import MemoryHandler
 
 import torch.distributed as dist
 
@@ -38,8 +39,12 @@ class Parser(argparse.ArgumentParser):
         options = [option for action in self._actions for option in action.option_strings]
         words = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         near = difflib.get_close_matches(words[0], options) if words and "unrecognized" in message else []
-        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n")
+        if any(word.startswith(("--local-rank", "--local_rank")) for word in words):
+            near, hint = [], "that is python -m torch.distributed.launch: start by torchrun --nproc_per_node=N instead"
+        else:
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
+        # The processes of a launch have the same command line: one of them says what is wrong with it.
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n" if _is_first() else None)
 
 
 def number(kind: type, low: float, high: float = 1e38):
@@ -87,7 +92,7 @@ def add_weight_options(add, rate: str) -> None:
 def add_evaluation_options(parser: Parser, fewest_channels: int, rate: str):
     """What an evaluation trains and how, and testing without training."""
     add = parser.add_argument_group("network").add_argument
-    add("--arch", default="PDARTS", help="published name, genotype.json, run directory or random:SEED")
+    add("--arch", default="PDARTS", help="name, random:SEED, run directory, file or Genotype(...) as printed")
     add("--init_channels", type=number(int, fewest_channels), help="channels of the first cell")
     add("--layers", type=number(int, 1), help="cells")
     add("--auxiliary", action="store_true", help="train with the auxiliary head")
@@ -155,30 +160,60 @@ def choose_dataset(parser: Parser, args: Namespace) -> None:
 def run(main, parse) -> None:
     """Call main(parse()); what a person can mend ends in one line and exit status 1, a signal in 128 + its number."""
     handler = logging.StreamHandler()
-    handler.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    handler.setLevel(logging.INFO if _is_first() else logging.ERROR)
     log.addHandler(handler)
+    log.addHandler(MemoryHandler(10_000))  # until there is a log.txt
     log.setLevel(logging.DEBUG)
+    args = Namespace()
     try:
         args = parse()
         main(args)
-    except parallel.Stopped as stopped:
-        number, processes = stopped.args[0], parallel.world_size()
-        launcher = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
-        log.error(f"stopped by {signal.Signals(number).name}; continue with: {launcher} "
-                  + shlex.join([sys.argv[0], "--resume", args.resume]))
-        sys.exit(128 + number)
+    except parallel.Stopped as stopped:  # all processes, for the same reason
+        status, why = stopped.args
+        if vars(args).get("resume"):
+            why += "; continue with: " + parallel.continue_command(shlex.join([sys.argv[0], "--resume", args.resume]))
+        if parallel.rank() == 0:
+            log.error(why)
+        sys.exit(status)
     except KeyboardInterrupt:
         log.error("stopped by SIGINT before the run began")
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, (RuntimeError, MemoryError)):
-            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
-                raise
-            hint = "--grad_checkpoint, or " if "grad_checkpoint" in args and not args.grad_checkpoint else ""
-            error = f"out of memory: try {hint}a new run with --batch_size {max(1, args.batch_size // 2)}"
+        line = _explain(error, args)
+        if line is None:
+            raise
         log.debug("traceback of the error below", exc_info=True)  # into log.txt only
-        log.error("error: " + " ".join(str(error).split()))
+        log.error(f"error: {line}")
         sys.exit(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _is_first() -> bool:
+    """Whether this process is alone, or the first of several, before they have met."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _explain(error: Exception, args: Namespace) -> str | None:
+    """An error in one line, with what to do; None for one that only a programmer can mend."""
+    text, known = " ".join(str(error).split()), vars(args)
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return text
+    if "DataLoader worker" in text and re.search("shared memory|Bus error|No space left", text):
+        return ("a process that reads images had too little shared memory (/dev/shm): give fewer --workers, or 0, or "
+                f"more of it, in Docker by --shm-size=8g{_go_on(known)}")
+    if re.search("DataLoader worker .*(is killed|exited unexpectedly)", text):
+        return f"a process that reads images was killed, for lack of memory maybe: give fewer --workers{_go_on(known)}"
+    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", text):
+        return None
+    hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []
+    size, processes = known.get("batch_size", 0), parallel.world_size()
+    fewest = 1 if known.get("eval") else 2 * processes  # batch norm trains on 2 or more
+    smaller = max(fewest, size // 2 // processes * processes)
+    hints += [f"a new run with --batch_size {smaller}"] if smaller < size else []
+    return f"out of memory: try {', or '.join([*hints, 'a device with more memory'])}"
+
+
+def _go_on(args: dict) -> str:
+    return f"; continue with --resume {args['resume']}" if args.get("resume") else ""

@@ -76,7 +76,8 @@ def search_split(dataset: DataSet, train_portion: float):
 def share(batch_size: int, world_size: int) -> int:
     """Each process's part of a training batch; ValueError where it is not even, or less than 2 images."""
     if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it")
+        raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it, "
+                         f"from {2 * world_size} on")
     if batch_size == world_size:
         raise ValueError(f"batch size {batch_size} is one image per process, too few for batch norm, at least 2 per "
                          f"process: use {2 * world_size} or more")
@@ -286,7 +287,7 @@ def outlive_signals(worker: int):
         os._exit(0)
 
     signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask"):  # not on macOS, not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()
 

@@ -17,6 +17,7 @@ import parallel
 import runs
 import utils
 import visualize
+from data import ImageError
 from runs import log
 
 
@@ -61,7 +62,7 @@ class Meter:
 
     def rest_of(self, batches):
         """The epoch's batches, which after a stop in its evaluation are all behind it."""
-        return batches if self.steps < self.total else ()
+        return parallel.in_step(batches, ImageError) if self.steps < self.total else ()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """Count a step: loss () is the mean over a batch with logits (B, num_classes), target (B,)."""
@@ -124,7 +125,7 @@ class Meter:
 
 @contextlib.contextmanager
 def epoch_meter(label: str, steps: int, args, run_dir: Path, state: dict, parts: dict, costs: list[float]):
-    """The meter of an epoch: a signal in the middle of it saves everything, where a resumed run goes on.
+    """The meter of an epoch: a signal or a bad image in it saves everything, where a resumed run goes on.
 
     costs: of all epochs of the run, relative to each other.
     """
@@ -145,9 +146,9 @@ def log_start(run_dir: Path, args, device: torch.device, network: nn.Module, ima
     """Say what is trained, where and how large it is."""
     small, large = (utils.count_parameters(network, auxiliary) for auxiliary in (False, True))
     plain, published = (utils.count_multiply_adds(network, image_size, published) / 1e6 for published in (False, True))
-    log.info(f"{run_dir}: --arch {args.arch} on {parallel.world_size()} x {utils.describe_device(device)}; {small:,} "
-             f"parameters, {large:,} with the auxiliary head; {plain:.1f}M multiply-adds at {image_size}x{image_size}, "
-             f"{published:.1f}M in the published convention")
+    log.info(f"{run_dir}: --arch {genotypes.label(args.arch)} on {parallel.world_size()} x "
+             f"{utils.describe_device(device)}; {small:,} parameters, {large:,} with the auxiliary head; "
+             f"{plain:.1f}M multiply-adds at {image_size}x{image_size}, {published:.1f}M in the published convention")
 
 
 def prepare(network: nn.Module, device: torch.device, args) -> tuple[nn.Module, torch.amp.GradScaler]:
@@ -206,11 +207,16 @@ def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, flo
     network.eval()
     device = network.classifier.weight.device
     meter = Meter(label, steps=None, report_freq=1000)
-    for images, target in batches:
-        logits = network(images.to(device, non_blocking=True))
-        target = target.to(device, non_blocking=True)
-        logits = logits[0] if isinstance(logits, tuple) else logits  # an evaluation network: (logits, None)
-        meter.update(F.cross_entropy(logits, target), logits, target)
+    error = None
+    try:
+        for images, target in batches:
+            logits = network(images.to(device, non_blocking=True))
+            target = target.to(device, non_blocking=True)
+            logits = logits[0] if isinstance(logits, tuple) else logits  # an evaluation network: (logits, None)
+            meter.update(F.cross_entropy(logits, target), logits, target)
+    except ImageError as caught:
+        error = caught
+    parallel.stop_if_failed(error)  # the others are at the end of theirs
     network.train()
     return meter.finish()
 

@@ -1,6 +1,7 @@
 """Cells as data: the primitives, the published genotypes, and reading (in every form people use) and writing one."""
 import ast
 import difflib
+import hashlib
 import json
 import logging
 import os
@@ -74,6 +75,13 @@ def _by_name(name: str) -> Genotype:
     near = near or difflib.get_close_matches(plain[:100], known, n=5, cutoff=0.5)
     hint = "near names: " + ", ".join(known[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
     raise ValueError(f"{name[-200:]!r} is neither a published cell nor a file; {hint}")
+
+
+def label(source: str) -> str:
+    """What `load` took, short enough for a line or a file's name: itself, or for a pasted text a name of its cell's."""
+    if os.path.exists(source) or not (PRINTED.search(source) or source.lstrip().startswith("{")):
+        return source
+    return f"pasted-{hashlib.sha256(json.dumps(load(source)).encode()).hexdigest()[:8]}"
 
 
 def _plain(name: str) -> str:

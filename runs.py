@@ -11,19 +11,20 @@ import shlex
 import signal
 import subprocess
 import sys
-import warnings
 from argparse import Namespace
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import numpy
 import torch
 import torch.distributed as dist
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 import parallel
 import utils
+import weights
 
 log = logging.getLogger("pdarts")  # what it is told goes to the screen, and in a run to its log.txt
 
@@ -44,13 +45,17 @@ def open_run_dir(kind: str, args: Namespace, device: torch.device) -> Path:
     if parallel.rank() == 0:
         path = Path(args.resume) / "log.txt"
         try:
-            handler = logging.FileHandler(path)
+            handler = logging.FileHandler(path, encoding="utf-8")
         except OSError as error:
             raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
         handler.handleError = lambda record: None  # a full disk is said where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
-    for number in (signal.SIGINT, signal.SIGTERM):
+        for early in [other for other in log.handlers if isinstance(other, MemoryHandler)]:
+            early.setTarget(handler)  # what was said before there was a log.txt
+            early.close()
+            log.removeHandler(early)
+    for number in parallel.SIGNALS:
         signal.signal(number, parallel.remember)
     return Path(args.resume)
 
@@ -240,35 +245,34 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def load_weights(path: str, network: nn.Module) -> None:
-    """Load weights for evaluation: a state_dict, plain or under "state_dict", or a checkpoint.pt; never runs code.
+    """Load weights for evaluation, from a file as `weights.read` takes it; an auxiliary head's only where there is one.
 
-    An auxiliary head's are passed over where the network has none. Raises ValueError, in one line, for anything else.
+    Raises ValueError, in one line, where they are not this network's.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused below anyway
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
-    except Exception:  # damage, or code, can show itself in any way
-        raise ValueError(f"--weights {path} is damaged, or holds more than weights: give a file of tensors") from None
-    for key in ("state_dict", "network"):  # what others' and our checkpoints call them
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
-            weights = weights[key]
-    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
-                                                for name, value in weights.items()):
-        raise ValueError(f"--weights {path} holds no state_dict: give a file of a network's weights")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    if "alphas_normal" in weights or any("m_ops" in name for name in weights):
+    found, own = weights.read(path), network.state_dict()
+    if "alphas_normal" in found or any("m_ops" in name for name in found):
         raise ValueError(f"--weights {path} are a search supernet's: train its genotype and test those")
-    own = network.state_dict()
-    weights = {name: value for name, value in weights.items() if name in own or not name.startswith("auxiliary_head.")}
-    strange = [name for name in own.keys() | weights.keys() if not name.endswith("num_batches_tracked") and
-               (name not in own or name not in weights or own[name].shape != weights[name].shape)]
+    found = {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+    strange = {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
+               (name not in own or name not in found or own[name].shape != found[name].shape)}
     if strange:
-        raise ValueError(f"--weights {path} are another network's ({len(strange)} of {len(own)} entries differ, as "
-                         f"{min(strange)}): check --arch, --init_channels, --layers and the data set")
-    network.load_state_dict(weights, strict=False)
+        raise ValueError(f"--weights {path} {_misfit(strange, found, own)}")
+    network.load_state_dict(found, strict=False)
+
+
+def _misfit(strange: set[str], found: dict, own: dict) -> str:
+    """How weights differ from the network's own, and what to do."""
+    heads = {name for name in own if name.split(".")[-2:-1] == ["classifier"]}
+    name = "classifier.weight"
+    if found and strange <= heads and not strange & found.keys():
+        return f"lack the classifier ({', '.join(sorted(strange))}): give those of the whole network"
+    if strange <= heads and name in strange & found.keys() and found[name].dim() == 2:
+        return (f"are for {len(found[name])} classes ({name}), the data has {len(own[name])}: give the data set that "
+                "they were trained on; --arch and the sizes fit")
+    if all(name.startswith("auxiliary_head.") for name in strange):
+        return "have no auxiliary head that fits: leave out --auxiliary, testing needs none"
+    return (f"are another network's ({len(strange)} of {len(own)} entries differ, as {min(strange)}): check --arch, "
+            "--init_channels, --layers and the data set")
 
 
 # ---- TensorBoard

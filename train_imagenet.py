@@ -70,7 +70,7 @@ def main(args: Namespace) -> None:
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
     train_loader, val_loader, classes = data.imagenet_loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
-        parallel.world_size())
+        parallel.world_size(), training=not args.eval)
     utils.seed_everything(args.seed)
     network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
     if args.eval:

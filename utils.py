@@ -2,16 +2,19 @@
 import copy
 import os
 import platform
-import resource
 import sys
 
 import numpy
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import parallel
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 
 def pick_device(name: str | None, deterministic: bool) -> torch.device:
@@ -29,8 +32,9 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
             raise RuntimeError
     except (RuntimeError, AssertionError):  # no such name; torch built without it
         raise ValueError(f"--device {name} can't be used here: leave it out, or say cpu") from None
-    if device.type == "cuda" and dist.is_torchelastic_launched():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda" and parallel.launched():
+        # A launcher may show each process its own GPU only; that two share one is seen when they join.
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return device
 
@@ -78,10 +82,12 @@ def compile_seconds() -> float:
     return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory used so far: what torch allocated on a GPU, the process's resident set on the CPU."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory used so far: what torch allocated on a GPU, the process's resident set on the CPU, if known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -6,6 +6,7 @@ RUN_DIR/pictures/, those of a genotype in the current directory; --out DIR puts 
 """
 import argparse
 import io
+import os
 import random
 from pathlib import Path
 
@@ -370,11 +371,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    if (Path(args.what) / "args.json").exists():
+    if os.path.exists(os.path.join(args.what, "args.json")):  # Path.exists would not take a long text
         log.info(f"wrote {draw_run(args.what, args.out)} and its pictures")
         return
     genotype = genotypes.load(args.what)
-    name = Path(args.what).resolve().name.removesuffix(".json").replace(":", "-")
+    name = Path(genotypes.label(args.what)).resolve().name.removesuffix(".json").replace(":", "-")
     for path in draw_genotype(genotype, Path(args.out or "."), name).values():
         log.info(f"wrote {path} and {path.with_suffix('.png').name}")
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,25 @@ def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, options)], cwd=cwd or ROOT, timeout=timeout,
                           capture_output=True, text=True)
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def by_hand(count: int) -> list[dict]:
+    """The variables of `count` processes on this machine."""
+    port = str(free_port())
+    return [{"RANK": str(i), "WORLD_SIZE": str(count), "LOCAL_RANK": str(i), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": port} for i in range(count)]
+
+
+def together(script, *options, environments, cwd=None):
+    """How the processes of one command line ended."""
+    running = [start(script, *options, env=environment, cwd=cwd) for environment in environments]
+    return [process.wait() for process in running]
 
 
 def children(pid: int) -> list[int]:

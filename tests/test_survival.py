@@ -467,6 +467,26 @@ def test_out_of_memory_with_one_image_a_step_does_not_ask_for_the_same_again(run
     assert code == 1 and "memory" in err and "--batch_size 1 " not in err
 
 
+@pytest.mark.parametrize("options, processes, proposed", [
+    ([3], 1, 2), ([2], 1, None), ([64], 8, 32), ([24], 8, 16), ([16], 8, None), ([20], 2, 10), ([6], 2, 4),
+    ([2, "--eval", "--weights", "w"], 1, 1), ([1, "--eval", "--weights", "w"], 1, None)])
+def test_out_of_memory_proposes_no_batch_that_is_refused(options, processes, proposed, run_here, monkeypatch):
+    def main(args):
+        raise torch.OutOfMemoryError(CUDA_MEMORY)
+    monkeypatch.setattr("parallel.world_size", lambda: processes)
+    code, _, err = run_here(main, train_cifar.parse_args, "--batch_size", *options)
+    assert code == 1 and err.count("\n") == 1 and "memory" in err
+    assert [int(size) for size in re.findall(r"--batch_size (\d+)", err)] == [proposed] * (proposed is not None)
+    if proposed and "--eval" not in options:
+        assert train_imagenet.data.share(proposed, processes) >= 2  # it is taken
+
+
+@pytest.mark.parametrize("script", [SEARCH, CIFAR])
+def test_one_image_per_process_is_refused_before_a_run_directory_is_made(script, data, tmp_path):
+    outcome = run(script, *OPTIONS[script], *data, "--batch_size", 1, "--save", tmp_path / "runs")
+    assert "at least 2 per process" in one_line(outcome) and not (tmp_path / "runs").exists()
+
+
 def test_an_error_that_no_person_can_mend_keeps_its_traceback(run_here):
     def main(args):
         raise RuntimeError("a bug")

@@ -400,6 +400,19 @@ def test_the_log_names_device_sizes_and_a_line_every_report_freq_steps(digits):
     assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())
 
 
+@pytest.mark.parametrize("arch, first, second", [
+    (str(genotypes.load("random:4")), r"--arch pasted-[0-9a-f]{8} on 1 x ", ""),
+    ("p-darts", "--arch p-darts on 1 x ", ""), ("darts", "darts: taken as DARTS_V2$", "--arch darts on 1 x ")])
+def test_the_log_names_the_cell_shortly_and_holds_what_was_said_before_there_was_a_run(
+        images, tmp_path, arch, first, second):
+    outcome = run("train_cifar.py", *options_for(images, tmp_path), "--epochs", 1, "--arch", arch)
+    assert outcome.code == 0, outcome
+    lines = (the_run(tmp_path) / "log.txt").read_text().splitlines()
+    assert re.search(first, lines[0]) and re.search(second, lines[1]) and "Genotype(" not in lines[0] + outcome.err
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    assert [line[20:] for line in lines] == outcome.err.splitlines()  # each once, as on the screen
+
+
 def labelled(outcome):
     """(last, best) test accuracy of the last lines printed."""
     text = "\n".join((outcome.out + outcome.err).splitlines()[-2:])

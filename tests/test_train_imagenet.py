@@ -6,13 +6,28 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import MEASURED, ROOT, children, epochs_done, error_line, metrics, run, snapshot, start, the_run
+from scripts import (
+    MEASURED,
+    ROOT,
+    by_hand,
+    children,
+    epochs_done,
+    error_line,
+    metrics,
+    run,
+    snapshot,
+    start,
+    the_run,
+    together,
+)
 from torch import nn
 
 import engine
@@ -470,6 +485,110 @@ def test_a_corrupt_image_is_named_also_by_a_worker(script, images, tmp_path, spl
     outcome = run(*script, *ONCE, "--tmp_data_dir", root, "--workers", workers, "--save", tmp_path / "runs")
     message = error_line(outcome, code=1)
     assert f"{path}: " in message and MEND.search(message)
+
+
+def damage(path):
+    """Cut an image's file off; what it held."""
+    content = path.read_bytes()
+    path.write_bytes(content[:60])
+    return content
+
+
+def continuation_after(outcome, path):
+    """The command that a run names which has met a bad image, without `python`."""
+    message = error_line(outcome, code=1)
+    assert message.startswith(f"error: cannot read image {path}: ") and message.count("cannot read") == 1
+    command = shlex.split(message.split("; continue with: ")[1])
+    assert command[0] == "python"
+    return command[1:]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("image, steps", [("train/cow/0.png", 0), ("train/ant/0.png", 1), ("val/bee/1.png", 2)])
+def test_after_a_bad_image_the_run_goes_on_in_the_middle_of_its_epoch(
+        script, images, undisturbed, tmp_path, image, steps, workers):
+    root = shutil.copytree(images, tmp_path / "DIR")
+    path = root / "imagenet" / image
+    content = damage(path)
+    outcome = run(*script, *options_for(root, tmp_path / "runs", workers))
+    run_dir = the_run(tmp_path / "runs")
+    state = weights(run_dir / "checkpoint.pt")
+    assert (state["epoch"], state["meter"]["steps"]) == (0, steps) and "Traceback" not in outcome.err
+    command = continuation_after(outcome, path)
+    again = run(script[0], *command)  # not mended yet: the same, and nothing is lost
+    assert continuation_after(again, path) == command and weights(run_dir / "checkpoint.pt")["meter"]["steps"] == steps
+    path.write_bytes(content)
+    outcome = run(script[0], *command)
+    assert outcome.code == 0, outcome
+    assert_same_result(run_dir, undisturbed[0])
+
+
+@pytest.mark.parametrize("image", ["train/bee/1.png", "val/bee/1.png"])
+def test_a_bad_image_of_one_process_stops_all_and_they_go_on_together(images, tmp_path, image):
+    root = shutil.copytree(images, tmp_path / "DIR")
+    path = root / "imagenet" / image
+    options = [*options_for(root, tmp_path / "runs"), "--epochs", 2, "--lr_scheduler", "cosine"]
+    calm = together("train_imagenet.py", *options, "--save", tmp_path / "calm", environments=by_hand(2))
+    assert [outcome.code for outcome in calm] == [0, 0], calm
+    content = damage(path)
+    first, second = together("train_imagenet.py", *options, environments=by_hand(2))
+    command = continuation_after(first, path)
+    assert second.code == 1 and "error: " not in second.err, second  # one line, by rank 0
+    path.write_bytes(content)
+    outcomes = together(*command, environments=by_hand(2))
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert_same_result(the_run(tmp_path / "runs"), the_run(tmp_path / "calm"))
+
+
+def test_eval_takes_one_image_at_a_time(images, undisturbed, script):
+    run_dir, _ = undisturbed
+    one = evaluated(script, images, run_dir / "weights.pt", "--batch_size", 1, "--workers", 0)
+    assert one[:2] == evaluated(script, images, run_dir / "weights.pt", "--workers", 0)[:2]
+
+
+def test_eval_with_a_bad_image_is_one_line_without_a_run_to_continue(images, undisturbed, tmp_path):
+    root = shutil.copytree(images, tmp_path / "DIR")
+    damage(root / "imagenet" / "val" / "bee" / "1.png")
+    weights_file = undisturbed[0] / "weights.pt"
+    message = assert_refused(1, "bee/1.png", "--eval", "--weights", weights_file, images=root, save=tmp_path / "runs")
+    assert "continue" not in message
+
+
+SMALL_SHM = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'  # in a namespace of its own, as in a container
+
+
+def with_little_shared_memory(*command):
+    return subprocess.run(["unshare", "-Urm", "sh", "-c", SMALL_SHM, "sh", *map(str, command)],
+                          capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare") or with_little_shared_memory("true").returncode != 0,
+                    reason="no namespaces here")
+def test_too_little_shared_memory_names_workers_and_shm_size(images, tmp_path):
+    options = [*ONCE, "--image_size", 224, "--tmp_data_dir", images, "--workers", 1, "--save", tmp_path]
+    done = with_little_shared_memory(sys.executable, ROOT / "train_imagenet.py", *options)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "--workers" in line and "--shm-size" in line, done.stderr
+    assert f"--resume {the_run(tmp_path)}" in line and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number, words", [(signal.SIGBUS, ["--workers", "--shm-size"]),
+                                           (signal.SIGKILL, ["--workers", "memory"])])
+def test_a_worker_that_dies_is_one_line_and_the_run_can_go_on(script, images, undisturbed, tmp_path, number, words):
+    process = start(*script, *options_for(images, tmp_path, workers=2))
+    process.wait_until(lambda: any(tmp_path.iterdir()) and epochs_done(the_run(tmp_path)) >= 1)
+    os.kill(children(process.pid)[-1], number)
+    outcome = process.wait()
+    message = error_line(outcome, 1)
+    assert all(word in message for word in words) and f"--resume {the_run(tmp_path)}" in message
+    outcome = run(*script, "--resume", the_run(tmp_path), "--workers", 0)
+    assert outcome.code == 0, outcome
+    assert_same_result(the_run(tmp_path), undisturbed[0])
+
+
+def test_one_image_per_process_is_refused_before_a_run_directory_is_made(images, tmp_path):
+    assert_refused(1, "at least 2 per process", "--batch_size", 1, images=images, save=tmp_path / "runs")
 
 
 def test_a_folder_of_one_image_is_refused(tmp_path):

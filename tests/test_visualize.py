@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+from scripts import run
 
 import cli
 import genotypes
@@ -227,6 +228,18 @@ def test_the_command_draws_a_published_cell_where_it_is_told(tmp_path):
     assert done.returncode == 0 and "pictures/PDARTS-normal.svg" in done.stderr
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
         "PDARTS-normal.png", "PDARTS-normal.svg", "PDARTS-reduce.png", "PDARTS-reduce.svg"]
+
+
+def test_a_pasted_cell_gets_a_short_name_of_its_own(tmp_path):
+    names = set()
+    for text in (str(FOUND), json.dumps(FOUND._asdict()), str(genotypes.load("PDARTS"))):
+        done = run("visualize.py", text, cwd=tmp_path)
+        assert done.code == 0 and max(map(len, done.err.split())) < 40, done.err
+        names.add(re.match(r"wrote (pasted-[0-9a-f]{8})-normal", done.err)[1])
+    assert len(names) == 2  # the cell counts, not how it is written
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}-{cell}.{kind}" for name in names for cell in ("normal", "reduce") for kind in ("png", "svg")}
+    assert genotypes.label("PDARTS") == "PDARTS" and genotypes.label("a/b.json") == "a/b.json"
 
 
 @pytest.mark.parametrize("words, status, text", [

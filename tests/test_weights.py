@@ -1,0 +1,144 @@
+"""Files of weights as people have them: names, wrappings, what lies beside; none of it runs code."""
+import argparse
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from scripts import error_line, run
+from torch import nn
+
+import genotypes
+import runs
+from model import NetworkCIFAR
+
+TINY = ["--init_channels", 2, "--layers", 3, "--device", "cpu"]
+
+
+def network(classes=10, auxiliary=False, cell="PDARTS"):
+    return NetworkCIFAR(2, classes, 3, auxiliary, genotypes.load(cell))
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(3)
+    return network().state_dict()
+
+
+def renamed(prefix):
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+def with_thop(state):
+    counts = {f"cells.0.{name}": torch.zeros(1, dtype=torch.float64) for name in ("total_ops", "total_params")}
+    return {**state, **counts, "total_ops": torch.zeros(1), "module.total_params": torch.zeros(1)}
+
+
+FORMS = {
+    "plain": lambda state: state,
+    "module.": renamed("module."), "_orig_mod.": renamed("_orig_mod."),
+    "module._orig_mod.": renamed("module._orig_mod."), "_orig_mod.module.": renamed("_orig_mod.module."),
+    "module.module._orig_mod.module.": renamed("module.module._orig_mod.module."),
+    "compiled parts": lambda state: {name.replace("cells.0.", "cells.0._orig_mod."): state[name] for name in state},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3}, "network": lambda state: {"network": state},
+    "model": lambda state: {"model": state}, "model_state_dict": lambda state: {"model_state_dict": state},
+    "nested": lambda state: {"model": {"state_dict": renamed("module.")(state)}, "optimizer": {"lr": 0.1}},
+    "thop": with_thop,
+    "numpy scalar": lambda state: {"state_dict": state, "best_acc": numpy.float64(97.5), "n": numpy.int64(3),
+                                   "old": numpy.float32(1), "is_best": numpy.bool_(True)},
+    "Namespace": lambda state: {"state_dict": state, "args": argparse.Namespace(
+        lr=0.1, save=Path("runs"), acc=numpy.float64(1), inner=argparse.Namespace(a=[1]))},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_read_as_people_save_them(form, zipped, state, tmp_path):
+    torch.save(FORMS[form](state), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    fresh = network()
+    runs.load_weights(str(tmp_path / "w.pt"), fresh)
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_a_checkpoint_as_others_write_it_is_tested_by_the_script(state, tmp_path):
+    torch.save(FORMS["Namespace"](renamed("module.")(with_thop(state))), tmp_path / "model_best.pth.tar")
+    outcome = run("train_cifar.py", *TINY, "--eval", "--weights", tmp_path / "model_best.pth.tar", cwd=tmp_path)
+    assert outcome.code == 0 and "test accuracy" in outcome.err, outcome
+
+
+class Malicious:
+    """Code that runs when it is unpickled, by the names that are passed over elsewhere."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+class Setting:
+    """Somebody's own class beside the weights."""
+
+
+def wrong(name, state, canary):
+    """Contents that are refused."""
+    code = Malicious(os.mkdir, str(canary))
+    return {
+        "code in a Namespace": {"state_dict": state, "args": argparse.Namespace(a=code)},
+        "code in a scalar": {"state_dict": state, "best": Malicious(numpy.float64(1).__reduce__()[0], code)},
+        "eval": {"state_dict": state, "args": Malicious(eval, f"__import__('os').mkdir({str(canary)!r})")},
+        "a class": {"state_dict": state, "args": Setting()},
+        "a scalar for a tensor": {**state, "classifier.bias": numpy.float64(1)},
+        "a Namespace": argparse.Namespace(state_dict=state),
+        "twice": {**state, **renamed("module.")(state)},
+        "in itself": (lambda record: record.update(model=record) or record)({}),
+        "whole": network(), "wrapped": nn.DataParallel(network()), "whole, beside": {"model": network(), "epoch": 1},
+        "other classes": network(100).state_dict(), "no head": {k: v for k, v in state.items() if "classif" not in k},
+        "another cell": network(cell="random:1").state_dict(),
+    }[name]
+
+
+WHOLE = "whole pickled network.*torch.save\\(network.state_dict\\(\\), FILE\\)"
+
+
+@pytest.mark.parametrize("name, text", [
+    ("code in a Namespace", r"more than weights \(posix.mkdir\)"), ("code in a scalar", "more than weights"),
+    ("eval", r"more than weights \(.*eval"), ("a class", "more than weights.*Setting"),
+    ("a scalar for a tensor", "no state_dict"), ("a Namespace", "no state_dict"), ("twice", "twice"),
+    ("in itself", "no state_dict"), ("whole", WHOLE), ("wrapped", WHOLE), ("whole, beside", WHOLE),
+    ("other classes", "are for 100 classes .* the data has 10"), ("no head", "lack the classifier"),
+    ("another cell", "another network's")])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_what_holds_no_weights_of_the_network_is_refused_in_one_line(name, text, zipped, state, tmp_path):
+    path, canary = tmp_path / "w.pt", tmp_path / "executed"
+    torch.save(wrong(name, state, canary), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as error:
+        runs.load_weights(str(path), network())
+    assert re.search(text, str(error.value)) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("what, text", [("whole", WHOLE), ("other classes", "are for 100 classes")])
+def test_the_script_says_so_too(what, text, state, tmp_path):
+    torch.save(wrong(what, state, None), tmp_path / "w.pt")
+    outcome = run("train_cifar.py", *TINY, "--eval", "--weights", "w.pt", cwd=tmp_path)
+    assert re.search(text, error_line(outcome, 1)) and [path.name for path in tmp_path.iterdir()] == ["w.pt"]
+
+
+def test_a_missing_auxiliary_head_is_named_and_a_needless_one_passed_over(state, tmp_path):
+    torch.save(state, tmp_path / "without.pt")
+    with pytest.raises(ValueError, match="no auxiliary head.*leave out --auxiliary"):
+        runs.load_weights(str(tmp_path / "without.pt"), network(auxiliary=True))
+    torch.save(network(auxiliary=True).state_dict(), tmp_path / "with.pt")
+    runs.load_weights(str(tmp_path / "with.pt"), network())
+
+
+def test_a_plain_pickle_is_refused(state, tmp_path):
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(state))
+    with pytest.raises(ValueError, match="w.pkl"):
+        runs.load_weights(str(tmp_path / "w.pkl"), network())

@@ -1,0 +1,70 @@
+"""Files of weights as people have them: what lies around the tensors, what their names begin with; no code is run."""
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NESTED = ("state_dict", "network", "model", "model_state_dict")  # what checkpoints call the weights
+WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and torch.compile, in names
+COUNTED = ("total_ops", "total_params")  # what thop leaves in a network
+BESIDE = (  # what people save beside weights, and nobody needs to test them
+    "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "pathlib.PosixPath", "pathlib._local.PosixPath", "pathlib.WindowsPath", "pathlib._local.WindowsPath",
+)
+
+
+class Ignored:
+    """Stands for an object of BESIDE, of which nothing is called and nothing kept."""
+
+    def __new__(cls, *args):
+        return object.__new__(cls)
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read(path: str) -> dict[str, Tensor]:
+    """The tensors in a file by their plain names. Raises ValueError, in one line that calls it --weights."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(Ignored, name) for name in BESIDE]):
+            warnings.simplefilter("ignore")  # about what is refused below anyway
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
+    except Exception as error:  # damage, or code, can show itself in any way
+        raise ValueError(f"--weights {path} {_cause(path, str(error))}") from None
+    for _ in range(8):  # a hostile file can nest without end
+        weights = next((weights[key] for key in NESTED if isinstance(weights, dict) and
+                        isinstance(weights.get(key), dict)), weights)
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                for name, value in weights.items()):
+        raise ValueError(f"--weights {path} holds no state_dict: give a file of a network's weights")
+    kept = {name: value for name, value in weights.items() if name.split(".")[-1] not in COUNTED}
+    plain = {_plain(name): value for name, value in kept.items()}
+    if len(plain) < len(kept):
+        raise ValueError(f"--weights {path} holds weights twice, with and without module. or _orig_mod. in their "
+                         "names: give a file of one network's")
+    return plain
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _cause(path: str, error: str) -> str:
+    """Why a file of weights was not read, and what to do."""
+    try:
+        whole = b"torch.nn.modules." in Path(path).read_bytes()  # the class of some layer, by name
+    except OSError as unread:
+        return f"can't be read ({unread.strerror}): name a file of tensors"
+    if whole:
+        return ("is a whole pickled network, and to open that is to run code: where its own code is, write "
+                "torch.save(network.state_dict(), FILE) and give FILE")
+    if found := re.search(r"GLOBAL ([\w.]+)", error):
+        return f"holds more than weights ({found[1][:60]}), which could be code: save the state_dict alone"
+    return "is damaged, or holds more than weights: give a file of tensors"

@@ -92,7 +92,7 @@ def add_weight_options(add, rate: str) -> None:
 def add_evaluation_options(parser: Parser, fewest_channels: int, rate: str):
     """What an evaluation trains and how, and testing without training."""
     add = parser.add_argument_group("network").add_argument
-    add("--arch", default="PDARTS", help="name, random:SEED, run directory, file or Genotype(...) as printed")
+    add("--arch", default="PDARTS", help="name, random:SEED, run, file or a printed Genotype(...)")
     add("--init_channels", type=number(int, fewest_channels), help="channels of the first cell")
     add("--layers", type=number(int, 1), help="cells")
     add("--auxiliary", action="store_true", help="train with the auxiliary head")

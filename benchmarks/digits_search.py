@@ -10,9 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from measure import machine
 from search_step import plain_step
 
 import cli
@@ -47,8 +46,7 @@ def main(args) -> None:
     train_search.Network, train_search.Architect = PlainNetwork, PlainArchitect
     train_search.weight_step = plain_weight_step
     plain = seconds("plain")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s): plain {plain:.0f} s, this project "
-          f"{ours:.0f} s, {plain / ours:.2f} times faster")
+    print(f"{machine()}: plain {plain:.0f} s, this project {ours:.0f} s, {plain / ours:.2f} times faster")
 
 
 if __name__ == "__main__":

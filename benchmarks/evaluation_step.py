@@ -1,9 +1,10 @@
 """Time and memory of a training step of the CIFAR evaluation network, fast/ against the definition, in one process.
 
     python benchmarks/evaluation_step.py                   # PDARTS, 36 channels, 20 cells, 32x32
-Plain: the definition (`network.fast = False`) on contiguous tensors, with the default optimizer. Both must first agree
-in float64 on loss, gradients and statistics. Steps are interleaved; seconds are medians, ratios are plain / this. Kept:
-bytes of the storages saved for backward, parameters and buffers not counted, per image.
+Plain: the definition (`network.fast = False`) on contiguous tensors, with the default optimizer; this: images in
+channels-last memory, as `data.py` delivers them on the CPU. Both must first agree in float64 on loss, gradients and
+statistics. Steps are interleaved; seconds are medians, ratios are plain / this. Kept: bytes of the storages saved for
+backward, parameters and buffers not counted, per image.
 """
 import argparse
 import copy
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from search_step import check, dispatches, file_to_write, kept_bytes, peak_bytes, seconds, write_json
+from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
 
 import cli
 import genotypes
@@ -61,18 +62,19 @@ def main(args: argparse.Namespace) -> None:
     models = {"plain": copy.deepcopy(network), "this": copy.deepcopy(network)}
     models["plain"].fast = False
     steps = {name: make_step(model, fused=name == "this") for name, model in models.items()}
+    inputs = {"plain": images, "this": images.contiguous(memory_format=torch.channels_last)}
     times = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):
         for name, step in steps.items():
-            elapsed = seconds(step, images, target)
+            elapsed = seconds(step, inputs[name], target)
             if repeat:
                 times[name].append(elapsed)
-    print(f"{args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
-          f"torch {torch.__version__}, {args.threads} CPU thread(s), median of {args.repeats}")
+    print(f"{machine()}, {args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
+          f"median of {args.repeats}")
     rows = {name: {"seconds": statistics.median(times[name]),
-                   "kept": kept_bytes(models[name], images, "weight") / args.batch_size,
-                   "peak": peak_bytes(steps[name], images, target) / args.batch_size,
-                   "dispatches": dispatches(steps[name], images, target)} for name in models}
+                   "kept": kept_bytes(models[name], inputs[name], "weight") / args.batch_size,
+                   "peak": peak_bytes(steps[name], inputs[name], target) / args.batch_size,
+                   "dispatches": dispatches(steps[name], inputs[name], target)} for name in models}
     plain = rows["plain"]
     for name, row in rows.items():
         share = {key: row[key] / plain[key] for key in row}

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from search_step import file_to_write, write_json
+from measure import file_to_write, machine, write_json
 
 import cli
 import data
@@ -55,6 +55,7 @@ def main(args) -> None:
             pass
         rates["this"].append(len(batches) * BATCH / (time.perf_counter() - start))
     ratio = statistics.median(a / b for a, b in zip(rates["this"], rates["torchvision"]))
+    print(machine())
     for name, values in rates.items():
         print(f"{name:12} {statistics.median(values):9.0f} images/s (median of {REPEATS})")
     print(f"ratio        {ratio:9.1f} x")

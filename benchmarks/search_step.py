@@ -4,26 +4,25 @@
     python benchmarks/search_step.py --stages 1 --repeats 9 --json stage1.json
     python benchmarks/search_step.py --growth              # how a step grows with cells, channels, batch, image size
 Plain: the definition (`network.fast = False`) as a script would first train it: all parameters requiring gradients in
-both steps, contiguous tensors, default optimizers. Both must first agree in float64 on loss, gradients and statistics.
-Steps are interleaved; seconds are medians, ratios are plain / this. Bytes are those of one image: `kept` for the
-backward pass (storages of saved tensors other than parameters and buffers), `peak` above what a weight step began with.
+both steps, contiguous tensors, default optimizers; the fast side gets its images on the CPU as `data.py` delivers them,
+in channels-last memory. Both must first agree in float64 on loss, gradients and statistics. Steps are interleaved;
+seconds are medians, ratios are plain / this. Bytes are those of one image: `kept` for the backward pass (storages of
+saved tensors other than parameters and buffers), `peak` above what a weight step began with.
 """
 import argparse
 import copy
-import json
 import random
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
+
 import cli
 import utils
 from architect import Architect
@@ -32,20 +31,6 @@ from model_search import Network
 from train_search import weight_step
 
 STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}  # cells, candidates per edge
-
-
-def file_to_write(text: str) -> Path:
-    """The type of --json: a missing folder is said now, not when all is measured."""
-    path = Path(text)
-    if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no such folder, make it first")
-    return path
-
-
-def write_json(args: argparse.Namespace, results: dict | list) -> None:
-    if args.json:
-        record = {"args": vars(args), "torch": torch.__version__, "results": results}
-        args.json.write_text(json.dumps(record, indent=1, default=str))
 
 
 def get_args_parser() -> cli.Parser:
@@ -116,84 +101,6 @@ def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
     return Network(args.channels, 10, layers, *candidates).to(args.device).train()
 
 
-def check(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> None:
-    """Raise AssertionError where fast/ and the definition differ, in float64, in loss, gradients or statistics."""
-    results = []
-    for fast in (False, True):
-        same = copy.deepcopy(network).double()
-        same.fast = fast
-        loss = loss_of(same, images.double(), target)
-        loss.backward()
-        gradients = {name: p.grad for name, p in same.named_parameters() if p.grad is not None}
-        results.append({"loss": loss.detach(), **gradients, **dict(same.named_buffers())})
-    for name, tensor in results[0].items():
-        error = float((results[1][name] - tensor).abs().max())
-        assert error <= 1e-8 * max(1e-5, float(tensor.abs().max())), f"not the same {name}: off by {error:.1e}"
-
-
-class Dispatches(TorchDispatchMode):
-    """Counts the operators that are dispatched, forward, backward and optimizer."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def dispatches(step, *batch) -> int:
-    with Dispatches() as counter:
-        step(*batch)
-    return counter.count
-
-
-def kept_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
-    """Bytes of the storages that a forward pass keeps for backward, parameters and buffers not counted."""
-    model = copy.deepcopy(model)
-    for name, p in model.named_parameters():
-        p.requires_grad_(not model.fast or name.startswith("alphas") == (trained == "alpha"))
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    storages = {}
-
-    def note(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = model(images)
-    del logits
-    return sum(size for pointer, size in storages.items() if pointer not in own)
-
-
-def peak_bytes(step, *batch) -> int:
-    """The most bytes allocated at once during a step, above those allocated before it."""
-    if batch[0].is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(*batch)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(profile_memory=True) as profiler:
-        step(*batch)
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def seconds(step, *batch) -> float:
-    synchronize = torch.cuda.synchronize if batch[0].is_cuda else (lambda: None)
-    synchronize()
-    start = time.perf_counter()
-    step(*batch)
-    synchronize()
-    return time.perf_counter() - start
-
-
 def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> dict[str, dict]:
     """Per mode (plain, default, checkpoint): seconds and dispatches of the steps, kept and peak bytes of one image."""
     network = supernet(layers, K, args)
@@ -203,9 +110,11 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
     steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
              OurSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
     times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha")}
+    layout = torch.channels_last if args.device == "cpu" else torch.contiguous_format
+    inputs = {mode: images if mode == "plain" else images.contiguous(memory_format=layout) for mode in modes}
     for repeat in range(args.repeats + 1):
         for mode, kind in times:
-            elapsed = seconds(getattr(steps[mode], kind), images, target)
+            elapsed = seconds(getattr(steps[mode], kind), inputs[mode], target)
             if repeat:
                 times[mode, kind].append(elapsed)
     result = {}
@@ -213,9 +122,9 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
         row = {kind: statistics.median(times[mode, kind]) for kind in ("weight", "alpha")}
         row["bilevel"] = statistics.median(map(sum, zip(times[mode, "weight"], times[mode, "alpha"])))
         for kind in ("weight", "alpha"):
-            row[f"dispatches_{kind}"] = dispatches(getattr(step, kind), images, target)
-            row[f"kept_{kind}"] = kept_bytes(step.model, images, kind) / args.batch_size
-        row["peak"] = peak_bytes(step.weight, images, target) / args.batch_size
+            row[f"dispatches_{kind}"] = dispatches(getattr(step, kind), inputs[mode], target)
+            row[f"kept_{kind}"] = kept_bytes(step.model, inputs[mode], kind) / args.batch_size
+        row["peak"] = peak_bytes(step.weight, inputs[mode], target) / args.batch_size
         result[mode] = row
     return result
 
@@ -235,6 +144,8 @@ def print_stage(stage: int, result: dict[str, dict]) -> None:
             text = ", ".join(f"{value:{width}} ({ratio:.3f})" for value, ratio in zip(pair, ratios))
             print(f"{text:>{26 if unit == 1 else 24}}", end="")
         print(f"{row['peak'] / 1e6:8.1f} ({row['peak'] / plain['peak']:.3f})")
+    print(f"default: a weight step takes as long as {result['default']['weight'] / result['default']['alpha']:.2f} "
+          "alpha steps")
 
 
 def print_memory(results: dict[int, dict]) -> None:
@@ -266,8 +177,8 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     utils.pick_device(args.device, deterministic=False)  # says so where it can't be used
     args.batch_size = args.batch_size or (96 if args.device == "cuda" else 16)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), batch {args.batch_size}, "
-          f"{args.channels} channels, {args.image_size}x{args.image_size}, median of {args.repeats}")
+    print(f"{machine(args.device)}, batch {args.batch_size}, {args.channels} channels, "
+          f"{args.image_size}x{args.image_size}, median of {args.repeats}")
     if args.growth:
         results = growth(args)
     else:

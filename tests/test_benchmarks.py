@@ -38,6 +38,7 @@ def report(tmp_path_factory):
     return outcome.out, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_the_gpu_report_holds_every_vector_both_ways(report):
     rows = [row for row in report[1]["results"] if row["what"].startswith("vectors")]
     names = {row["what"].removeprefix("vectors ") for row in rows}
@@ -48,6 +49,7 @@ def test_the_gpu_report_holds_every_vector_both_ways(report):
     assert all(row["error"] < 1e-8 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_gpu_report_measures_and_profiles_every_step(report):
     rows = {(row["what"], row["way"]): row for row in report[1]["results"]}
     for step in [f"stage {n} {kind}" for n in (1, 2, 3) for kind in ("weight", "alpha")] + ["evaluation training"]:
@@ -64,6 +66,7 @@ def test_the_gpu_report_measures_and_profiles_every_step(report):
     assert all(row["images_per_second"] > 0 for (what, _), row in rows.items() if what.startswith("input"))
 
 
+@pytest.mark.slow
 def test_the_gpu_reports_hours_are_those_of_its_steps(report):
     """Published: 25 epochs a stage, 10 of them warm-up, half of 50,000 images; 600 epochs of all of them."""
     rows, args = {(row["what"], row["way"]): row for row in report[1]["results"]}, report[1]["args"]
@@ -77,6 +80,7 @@ def test_the_gpu_reports_hours_are_those_of_its_steps(report):
             assert rows["published evaluation", way]["hours"] == pytest.approx(seconds / 3600)
 
 
+@pytest.mark.slow
 def test_the_gpu_report_ends_in_a_table_of_all_rows(report):
     out, record = report
     machine, empty, titles, _, *table = out.splitlines()[-len(record["results"]) - 4:]

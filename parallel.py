@@ -142,6 +142,9 @@ def rank0_first():
         yield
     except BaseException:
         _store.set("failed", "")
+        end = time.monotonic() + 5  # rank 0 keeps the store, and leaves last: the others would complain at length
+        while rank() == 0 and _store.add("heard", 0) < world_size() - 1 and time.monotonic() < end:
+            time.sleep(0.05)
         raise
     for name in ["rank 0"] * (rank() == 0) + [machine] * leads:
         _store.set(name, "")
@@ -158,6 +161,8 @@ def _wait_for(name: str) -> None:
             if _store.check([name]):
                 return
             failed = _store.check(["failed"])
+            if failed:
+                _store.add("heard", 1)
         except RuntimeError:  # gone with the process that kept it
             failed = True
         time.sleep(0.05)

@@ -110,3 +110,17 @@ def recommended(genotype: Genotype, restricted: dict[int, Genotype], max_skip: i
     """The genotype to train: the least restricted one with at most `max_skip` skip-connects."""
     fitting = [g for _, g in sorted(restricted.items(), reverse=True) if count_skips(g.normal) <= max_skip]
     return genotype if count_skips(genotype.normal) <= max_skip else fitting[0]
+
+
+def first_stage_genotype(alphas: dict, max_skip: int) -> Genotype:
+    """The cell of a search that had ended after stage 1, from what alphas.npz holds (`runs.read_alphas`)."""
+    rows = []
+    for cell in ("normal", "reduce"):
+        last = alphas[f"stage1_{cell}"][-1].tolist()  # (14, 8)
+        rows += [alphas[f"stage1_{cell}_candidates"].tolist(), [_softmax(row) for row in last]]
+    return recommended(derive_genotype(*rows), restrict_skip_connects(*rows), max_skip)
+
+
+def _softmax(row: list[float]) -> list[float]:
+    exp = [math.exp(alpha - max(row)) for alpha in row]
+    return [value / sum(exp) for value in exp]

@@ -2,7 +2,7 @@
 
     python experiments/evidence.py small --out DIR                           # Fashion-MNIST at 16x16, any CPU
     python experiments/evidence.py paper --out DIR --tmp_data_dir CIFAR      # as published, one GPU
-    python compare.py DIR/runs/* --markdown                                  # the table so far
+    python compare.py DIR/runs/* --markdown --plot dots.svg                  # the table and the picture so far
 Stop it at any time, even by kill -9, and start it again with the same command: finished steps are skipped, unfinished
 ones resumed. matrix.py lists the steps. Expect DIR/runs/ with a run directory per step, DIR/cells/ with the cells found
 and DIR/output/ with what each step printed.
@@ -28,6 +28,7 @@ import data
 import genotypes
 import progressive
 import runs
+import tables
 from benchmarks.fashion_subset import first_of_each_class, write_idx
 from experiments import matrix
 from experiments.matrix import Setting, Step
@@ -66,7 +67,7 @@ def main(args: Namespace) -> None:
     failed = drive(args.out, steps, processes, lock)
     finished = [str(run["path"]) for step in steps if (run := find_run(args.out, step)) and is_finished(run)]
     if finished:
-        print(compare.as_markdown(compare.compare(finished)))
+        print(tables.as_markdown(compare.compare(finished)))
     if len(finished) < len(steps):
         what = f"failed ({', '.join(failed)})" if failed else "wait for a search: leave out --only"
         raise ValueError(f"{len(steps) - len(finished)} of {len(steps)} steps are not finished, some {what}")

@@ -200,7 +200,7 @@ def write_cells(out: Path, step: Step) -> None:
         path = out / "cells" / f"{name}.json"
         if not path.exists():
             genotypes.save(genotype, path)
-        elif genotypes.load(str(path)) != genotypes.parse(genotype._asdict()):
+        elif genotypes.load(str(path)) != genotype:
             raise ValueError(f"{path} is not the cell of {run['path']}: move it away")
 
 

@@ -1,8 +1,10 @@
 """Compare runs: searches, what they found and cost, and what the evaluation runs that trained it reached.
 
-    python compare.py RUN_DIR... [--json | --markdown | --latex]
-An evaluation run belongs to a search when it trained that search's cell. Those that differ in nothing but the seed
-share a row, with mean, standard deviation (n - 1) and n; those of other cells have rows of their own.
+    python compare.py RUN_DIR... [--json | --markdown | --latex] [--plot FILE]
+An evaluation run belongs to a search when it trained that search's cell, or the one that its first stage alone would
+give. Searches that differ in nothing but the seed share a row: mean and standard deviation (n - 1) over them, each by
+the mean of its evaluations. So do all random:SEED cells, the baseline that every other row is compared with. A row of
+one cell is over its evaluation runs. Hours are those of one search, and of one evaluation, times processes.
 """
 import argparse
 import json
@@ -11,16 +13,18 @@ from pathlib import Path
 
 import cli
 import genotypes
+import progressive
 import runs
+import tables
+from tables import MAIN
 
 # what runs of the same experiment may differ in; the cell is compared by itself
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "tmp_data_dir", "workers", "report_freq", "device", "compile",
-              "deterministic", "eval", "weights"}
-FIELDS = ["run", "state", "data", "seed", "hours", "device", "genotype", "skips", "parameters", "multiply_adds", "cell",
-          "setting", "n", "runs", "seeds", "unfinished", "last_error", "last_accuracy", "last_std", "best_error",
-          "best_accuracy", "best_std"]
-NOTHING = "–"
-MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that are always shown
+              "deterministic", "eval", "weights", "tensorboard", "grad_checkpoint"}
+FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
+          "parameters", "multiply_adds", "cell", "setting", "n", "over", "runs", "seeds", "unfinished",
+          "evaluation_hours", "last_error", "last_accuracy", "last_std", "best_error", "best_accuracy", "best_std",
+          "difference", "difference_in_std", "cells"]
 
 
 # ---- runs
@@ -51,33 +55,10 @@ def trained(search: dict, evaluation: dict) -> bool:
     return Path(evaluation["args"]["arch"]).resolve() == search["path"].resolve()
 
 
-def describe_search(run: dict) -> dict:
-    """A search's part of a row."""
-    row = {"run": run["name"], "state": state(run), "data": run["args"]["dataset"], "seed": run["args"]["seed"],
-           "hours": sum(record["seconds"] for record in run["metrics"]) * run["processes"] / 3600,
-           "device": f"{run['processes']} x {run['device']}"}
-    if run["genotype"]:
-        row["genotype"] = run["genotype"]._asdict()
-        table = json.loads((run["path"] / "genotypes.json").read_text())
-        found = next((entry for entry in table if genotypes.parse(entry["genotype"]) == run["genotype"]), {})
-        row |= {key: found.get(key) for key in ("skips", "parameters", "multiply_adds")}
-    return row
-
-
-def describe_evaluations(runs: list[dict], setting: dict) -> dict:
-    """The part of a row on evaluation runs of one cell in one setting; unfinished ones are named, not counted."""
-    done = [run for run in runs if state(run) == "finished"]
-    row = {"cell": runs[0]["args"]["arch"], "setting": setting, "n": len(done), "runs": [run["name"] for run in done],
-           "seeds": [run["args"]["seed"] for run in done],
-           "unfinished": {run["name"]: state(run) for run in runs if run not in done}}
-    if runs[0]["genotype"]:
-        row["genotype"] = runs[0]["genotype"]._asdict()
-    for which, choose in (("last", lambda accuracies: accuracies[-1]), ("best", max)):
-        errors = [100 - choose([record["test_acc"] for record in run["metrics"]]) for run in done]
-        row[f"{which}_error"] = statistics.mean(errors) if errors else None
-        row[f"{which}_accuracy"] = 100 - statistics.mean(errors) if errors else None
-        row[f"{which}_std"] = statistics.stdev(errors) if len(errors) > 1 else None
-    return row
+def hours(run: dict, stages=(1, 2, 3)) -> float:
+    """The device-hours of a run, or of some stages of a search."""
+    seconds = sum(record["seconds"] for record in run["metrics"] if record.get("stage", 1) in stages)
+    return seconds * run["processes"] / 3600
 
 
 def differing(runs: list[dict], dataset: str) -> list[str]:
@@ -87,91 +68,172 @@ def differing(runs: list[dict], dataset: str) -> list[str]:
     return [name for name in sorted(names) if len({str(args.get(name)) for args in options}) > 1]
 
 
-def compare(run_dirs: list[str]) -> list[dict]:
-    """The rows, all with FIELDS: each search with each setting that its cell was trained in, then the other cells."""
-    runs = [read_run(run_dir) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
-    searches, evaluations = ([run for run in runs if (run["kind"] == "search") is wanted] for wanted in (True, False))
+# ---- cells: a search's, that of its first stage, and those that nobody here has searched, with their evaluation runs
 
-    def grouped(runs: list[dict]) -> list[dict]:
-        groups = {}
-        for run in runs:
-            setting = {key: run["args"].get(key) for key in MAIN + differing(evaluations, run["args"]["dataset"])}
-            key = json.dumps([setting, run["genotype"] or run["args"]["arch"]])
-            groups.setdefault(key, (setting, []))[1].append(run)
-        return [describe_evaluations(group, setting) for setting, group in groups.values()]
-
-    rows = []
+def list_cells(searches: list[dict], evaluations: list[dict]) -> list[dict]:
+    """Every cell with its evaluation runs, and the "group" whose cells share a row."""
+    cells, rest = [], [run for run in evaluations if not any(trained(search, run) for search in searches)]
     for search in searches:
-        own = grouped([run for run in evaluations if trained(search, run)])
-        rows += [evaluated | describe_search(search) for evaluated in own or [{}]]
-    rows += grouped([run for run in evaluations if not any(trained(search, run) for search in searches)])
-    return [dict.fromkeys(FIELDS) | row for row in rows]
+        own = [run for run in evaluations if trained(search, run)]
+        cells.append(searched_cell(search, own))
+        if rest and (genotype := first_stage_cell(search)):
+            own = [run for run in rest if run["genotype"] == genotype]
+            rest = [run for run in rest if run not in own]
+            cells += [searched_cell(search, own, genotype)] if own else []
+    others = {}
+    for run in rest:
+        others.setdefault(json.dumps(run["genotype"] or run["args"]["arch"]), []).append(run)
+    return cells + [other_cell(own) for own in others.values()]
 
 
-# ---- tables
-
-def cells(row: dict) -> dict[str, str]:
-    """A row as the texts of a table, by column; errors are of the test set, mean ± standard deviation."""
-    def show(key: str, digits: int, unit: float = 1) -> str:
-        return NOTHING if row[key] is None else f"{row[key] / unit:.{digits}f}"
-
-    def error(which: str) -> str:
-        std = "" if row[f"{which}_std"] is None else f" ± {row[f'{which}_std']:.2f}"
-        return show(f"{which}_error", 2) + std
-
-    form = "{dataset}, {epochs} epochs, {init_channels} channels, {layers} cells".format
-    setting = row["setting"] and [form(**row["setting"]), *(
-        f"{key} {value}" for key, value in row["setting"].items() if key not in MAIN)]
-    unfinished = [f"search: {row['state']}"] if row["run"] and row["state"] != "finished" else []
-    unfinished += [f"{name}: {how_far}" for name, how_far in (row["unfinished"] or {}).items()]
-    return {"search, or cell": row["run"] or row["cell"], "data": row["data"] or NOTHING, "seed": show("seed", 0),
-            "skips": show("skips", 0), "params (M)": show("parameters", 2, 1e6),
-            "mult-adds (M)": show("multiply_adds", 1, 1e6), "cost (h)": show("hours", 2),
-            "device": row["device"] or NOTHING, "evaluation": ", ".join(setting or [NOTHING]), "n": show("n", 0),
-            "error, last (%)": error("last"), "error, best (%)": error("best"),
-            "unfinished": "; ".join(unfinished) or NOTHING}
+def first_stage_cell(search: dict) -> genotypes.Genotype | None:
+    """What a search would have found in its first stage alone, once that is over. Raises ValueError."""
+    stage1 = sum(record["stage"] == 1 for record in search["metrics"])
+    if stage1 < search["args"]["epochs"] or not (search["path"] / "alphas.npz").exists():
+        return None
+    return progressive.first_stage_genotype(runs.read_alphas(search["path"]), search["args"].get("max_skip", 2))
 
 
-def grid(rows: list[dict]) -> list[list[str]]:
-    """The table's lines, the head first, without the columns in which there is nothing."""
-    lines = [cells(row) for row in rows]
-    names = [name for name in lines[0] if any(line[name] != NOTHING for line in lines)]
-    return [names, *([line[name] for name in names] for line in lines)]
+def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> dict:
+    """A search's cell, or if given its first stage's."""
+    args = {key: value for key, value in search["args"].items() if key not in INCIDENTAL}
+    rates = args.get("dropout_rate", [])
+    kind = "without skip dropout" if rates and not any(rates) else "P-DARTS"
+    cell = {"kind": "one stage" if first_stage else kind, "name": search["name"], "search": search,
+            "group": json.dumps([bool(first_stage), args], sort_keys=True), "evaluations": evaluations,
+            "genotype": first_stage or search["genotype"], "seed": search["args"]["seed"], "state": state(search),
+            "data": search["args"]["dataset"], "device": f"{search['processes']} x {search['device']}",
+            "hours": hours(search, (1,) if first_stage else (1, 2, 3))}
+    if search["genotype"] and not first_stage:
+        table = json.loads((search["path"] / "genotypes.json").read_text())
+        chosen = next((entry for entry in table if genotypes.parse(entry["genotype"]) == search["genotype"]), {})
+        cell |= {key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}
+        cell["found_skips"] = next((entry["skips"] for entry in table if entry["max_skip"] is None), None)
+    return cell
 
 
-def as_text(rows: list[dict]) -> str:
-    lines = grid(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+def other_cell(evaluations: list[dict]) -> dict:
+    """A cell that no search here has found."""
+    arch, genotype = evaluations[0]["args"]["arch"], evaluations[0]["genotype"]
+    published = arch in genotypes.PUBLISHED or genotype in genotypes.PUBLISHED.values()
+    kind = "random" if arch.startswith("random:") else "published" if published else "other"
+    group = kind if kind == "random" else json.dumps(genotype or arch)
+    return {"kind": kind, "name": arch, "search": None, "group": group, "genotype": genotype,
+            "evaluations": evaluations}
 
 
-def as_markdown(rows: list[dict]) -> str:
-    escape = str.maketrans({char: f"\\{char}" for char in "\\`*_|<>[]"})
-    lines = [[text.translate(escape) for text in line] for line in grid(rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+# ---- rows
+
+def compare(run_dirs: list[str]) -> list[dict]:
+    """The rows, all with FIELDS: each group of cells with each setting that they were trained in, searches first."""
+    read = [read_run(run_dir) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
+    searches, evaluations = ([run for run in read if (run["kind"] == "search") is wanted] for wanted in (True, False))
+    groups, rows = {}, []
+    for cell in list_cells(searches, evaluations):
+        groups.setdefault(cell["group"], []).append(cell)
+    for cells in groups.values():
+        settings = {}
+        for run in sum((cell["evaluations"] for cell in cells), []):
+            setting = {key: run["args"].get(key) for key in MAIN + differing(evaluations, run["args"]["dataset"])}
+            settings.setdefault(json.dumps(setting), (setting, []))[1].append(run)
+        for setting, own in settings.values() or [(None, [])]:
+            # a search whose cell nobody has trained yet shows up, another cell does not
+            there = [cell for cell in cells if cell["search"] or any(run in own for run in cell["evaluations"])]
+            parts = [describe_cell(cell, [run for run in cell["evaluations"] if run in own]) for cell in there]
+            rows.append(dict.fromkeys(FIELDS) | describe_finding(there, parts, searches)
+                        | (describe_evaluations(parts, setting) if own else {}) | {"cells": parts})
+    return add_differences(sorted(rows, key=lambda row: list(tables.COLORS).index(row["kind"])))
 
 
-def as_latex(rows: list[dict]) -> str:
-    """A tabular with the rules of the package booktabs."""
-    escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "±": r"$\pm$", NOTHING: "--"})
-    lines = grid(rows)
-    columns = "l" * len(lines[0])
-    head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
-                      r"\end{tabular}"])
+def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
+    """One cell and its evaluation runs; unfinished ones are named, not counted."""
+    done = [run for run in evaluations if state(run) == "finished"]
+    part = {key: cell.get(key) for key in ("name", "seed", "state", "hours", "genotype", "skips", "found_skips",
+                                           "parameters", "multiply_adds")}
+    part |= {"arch": evaluations[0]["args"]["arch"] if evaluations else None, "n": len(done),
+             "runs": [run["name"] for run in done],
+             "seeds": [run["args"]["seed"] for run in done], "evaluation_hours": [hours(run) for run in done],
+             "unfinished": {run["name"]: state(run) for run in evaluations if run not in done}}
+    if cell["genotype"]:
+        part["genotype"] = cell["genotype"]._asdict()
+        part["skips"] = cell.get("skips", genotypes.count_skips(cell["genotype"].normal))
+    for which, choose in (("last", lambda accuracies: accuracies[-1]), ("best", max)):
+        part[f"{which}_errors"] = [100 - choose([record["test_acc"] for record in run["metrics"]]) for run in done]
+    return part
 
 
-def list_genotypes(rows: list[dict]) -> str:
-    """The cells of the table, a line each, as genotype.json has them."""
-    found = {row["run"] or row["cell"]: json.dumps(row["genotype"]) for row in rows if row["genotype"]}
-    return "\n".join(f"{name}: {genotype}" for name, genotype in found.items())
+def describe_finding(cells: list[dict], parts: list[dict], searches: list[dict]) -> dict:
+    """The part of a row on its cells and on how they were found, means over them."""
+    ready = [part for part in parts if part["state"] in (None, "finished")] or parts
+    row = {key: mean([part[key] for part in ready if part[key] is not None])
+           for key in ("hours", "skips", "found_skips", "parameters", "multiply_adds")}
+    row["kind"] = cells[0]["kind"]
+    if len(parts) == 1:
+        row |= {"genotype": parts[0]["genotype"], "cell": parts[0]["arch"]}
+    if not cells[0]["search"]:
+        return row if len(parts) == 1 else row | {"cell": "random cells"}
+    finished = f"{sum(part['state'] == 'finished' for part in parts)} of {len(parts)} finished"
+    seeds = [part["seed"] for part in parts]
+    return row | {"run": name_searches(cells, searches), "searches": [part["name"] for part in parts],
+                  "data": cells[0]["data"], "device": ", ".join(dict.fromkeys(cell["device"] for cell in cells)),
+                  "seed": seeds if len(parts) > 1 else seeds[0],
+                  "state": finished if len(parts) > 1 else parts[0]["state"]}
+
+
+def name_searches(cells: list[dict], searches: list[dict]) -> str:
+    """A search's name; of several their kind, and the options that tell them from the other searches."""
+    kind, name, args = cells[0]["kind"], cells[0]["name"], cells[0]["search"]["args"]
+    if len(cells) == 1:
+        return f"one stage of {name}" if kind == "one stage" else name
+    told = [key for key in MAIN[1:] if len({str(run["args"].get(key)) for run in searches}) > 1]
+    told += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
+    rates = {str(run["args"].get("dropout_rate")) for run in searches if any(run["args"].get("dropout_rate") or [])}
+    told += ["dropout_rate"] if len(rates) > 1 else []
+    return ", ".join([kind, *(f"{key} {args.get(key)}" for key in told)])
+
+
+def describe_evaluations(parts: list[dict], setting: dict) -> dict:
+    """The part of a row on evaluation runs in one setting: of one cell over runs, of several over their means."""
+    trained = [part for part in parts if part["n"]]
+    several = len(trained) > 1
+    row = {"setting": setting, "over": "runs" if not several else "searches" if parts[0]["state"] else "cells",
+           "n": len(trained) if several else sum(part["n"] for part in parts),
+           "evaluation_hours": mean([value for part in parts for value in part["evaluation_hours"]]),
+           "unfinished": {name: far for part in parts for name, far in part["unfinished"].items()}}
+    for key in ("runs", "seeds"):
+        row[key] = [value for part in parts for value in part[key]]
+    for which in ("last", "best"):
+        errors = [part[f"{which}_errors"] for part in trained]
+        errors = [mean(of_cell) for of_cell in errors] if several else sum(errors, [])
+        row |= {f"{which}_error": mean(errors), f"{which}_accuracy": 100 - mean(errors) if errors else None,
+                f"{which}_std": statistics.stdev(errors) if len(errors) > 1 else None}
+    return row
+
+
+def mean(values: list) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+def add_differences(rows: list[dict]) -> list[dict]:
+    """Add each row's error less that of the random cells in the same setting, in points and in their deviations."""
+    for row in rows:
+        for baseline in rows:
+            if (baseline["kind"] == "random" and row is not baseline and row["setting"] == baseline["setting"]
+                    and None not in (row["last_error"], baseline["last_error"])):
+                row["difference"] = row["last_error"] - baseline["last_error"]
+                if baseline["over"] == "cells" and baseline["last_std"]:
+                    row["difference_in_std"] = row["difference"] / baseline["last_std"]
+    return rows
 
 
 # ---- command line
+
+def picture(text: str) -> Path:
+    """The type of an option that names a picture."""
+    if Path(text).suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must end in .svg or .png")
+    return Path(text)
+
 
 def parse_args() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
@@ -180,6 +242,7 @@ def parse_args() -> argparse.Namespace:
     form.add_argument("--json", action="store_true", help="all numbers, unrounded, and the genotypes")
     form.add_argument("--markdown", action="store_true", help="a table for a README")
     form.add_argument("--latex", action="store_true", help="a table for a paper (booktabs)")
+    parser.add_argument("--plot", type=picture, metavar="FILE", help="draw every trained cell's error, .svg or .png")
     return parser.parse_args()
 
 
@@ -188,11 +251,13 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=1))
     elif args.markdown:
-        print(as_markdown(rows))
+        print(tables.as_markdown(rows))
     elif args.latex:
-        print(as_latex(rows))
+        print(tables.as_latex(rows))
     else:
-        print(as_text(rows) + "\n\n" + list_genotypes(rows))
+        print(tables.as_text(rows) + "\n\n" + tables.list_genotypes(rows))
+    if args.plot:
+        tables.plot(rows, args.plot)
 
 
 if __name__ == "__main__":

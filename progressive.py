@@ -1,5 +1,9 @@
-"""The rules of P-DARTS as pure functions on names and numbers: stages, pruning, derivation, skip restriction."""
+"""The rules of P-DARTS as pure functions on names and numbers: stages, pruning, derivation, skip restriction.
+
+And a measure of how much a search has decided.
+"""
 import math
+import statistics
 from dataclasses import dataclass
 
 from genotypes import Genotype, count_skips
@@ -7,6 +11,7 @@ from genotypes import Genotype, count_skips
 NODES = 4
 EDGES = sum(2 + node for node in range(NODES))  # 14
 MOST_SKIPS = 8  # two edges at each of the 4 nodes
+CLEAR_LEAD = 0.1  # of an edge's winner over its runner-up
 
 
 @dataclass(frozen=True)
@@ -110,3 +115,48 @@ def recommended(genotype: Genotype, restricted: dict[int, Genotype], max_skip: i
     """The genotype to train: the least restricted one with at most `max_skip` skip-connects."""
     fitting = [g for _, g in sorted(restricted.items(), reverse=True) if count_skips(g.normal) <= max_skip]
     return genotype if count_skips(genotype.normal) <= max_skip else fitting[0]
+
+
+def first_stage_genotype(alphas: dict, max_skip: int) -> Genotype:
+    """The cell of a search that had ended after stage 1, from what alphas.npz holds (`runs.read_alphas`)."""
+    rows = []
+    for cell in ("normal", "reduce"):
+        last = alphas[f"stage1_{cell}"][-1].tolist()  # (14, 8)
+        rows += [alphas[f"stage1_{cell}_candidates"].tolist(), [_softmax(row) for row in last]]
+    return recommended(derive_genotype(*rows), restrict_skip_connects(*rows), max_skip)
+
+
+def _softmax(row: list[float]) -> list[float]:
+    exp = [math.exp(alpha - max(row)) for alpha in row]
+    return [value / sum(exp) for value in exp]
+
+
+# ---- how decided the choices are
+
+def measure_choices(probs: list[list[float]]) -> dict:
+    """Of edges' probabilities, `none` included: "entropy" of a choice in units of log K, mean over the edges; "lead" of
+    an edge's winner over its runner-up, p1 / p2 - 1, median over the edges; "clear_edges", those above CLEAR_LEAD.
+    """
+    entropies, leads = [], []
+    for edge_probs in probs:
+        entropies.append(-sum(p * math.log(p) for p in edge_probs if p > 0) / math.log(len(edge_probs)))
+        second, first = sorted(edge_probs)[-2:]
+        leads.append(first / max(second, 1e-9) - 1)  # float32 can make it 0
+    return {"entropy": statistics.mean(entropies), "lead": statistics.median(leads),
+            "clear_edges": sum(lead > CLEAR_LEAD for lead in leads)}
+
+
+def next_to_chance(record: dict) -> bool:
+    """Whether the choices of an epoch's record could as well have been drawn: half of the winners lead by little."""
+    return record["lead"] <= CLEAR_LEAD
+
+
+ADVICE = ("The choices are next to chance: at CIFAR's size the paper's search takes 3,900 alpha steps a stage. More "
+          "--epochs or more data help, or a larger --arch_learning_rate.")
+
+
+def describe_choices(record: dict) -> str:
+    """An epoch's record of them as a line."""
+    return (f"{record['alpha_steps']} alpha steps; normalised entropy of an edge's choice {record['entropy']:.4f}, "
+            f"median lead of its winner {100 * record['lead']:.1f}%, above {100 * CLEAR_LEAD:.0f}% on "
+            f"{record['clear_edges']} of {2 * EDGES} edges")

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import genotypes
+import progressive
 
 CITATION = """\
 @inproceedings{chen2019progressive,
@@ -49,7 +50,7 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: 
     body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
     if (run_dir / "genotypes.json").exists():
         body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
-    body.append("<h2>Pictures</h2>")
+    body += describe_choices(metrics) + ["<h2>Pictures</h2>"]
     for caption, path in pictures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
@@ -87,6 +88,20 @@ def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
     head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
     return [table(rows, head), "<p>Sizes with 36 channels and 20 cells, on CIFAR-10. To train each:</p>",
             code("\n".join(commands)), "<p>Recommended:</p>", code(str(chosen))]
+
+
+def describe_choices(metrics: list[dict]) -> list[str]:
+    """How decided a search's choices are after the last epoch of each stage so far, as HTML."""
+    last = {record["stage"]: record for record in metrics if "lead" in record}  # not in older runs
+    if not last:
+        return []
+    rows = [(stage, record["alpha_steps"], f"{record['entropy']:.4f}", f"{100 * record['lead']:.1f} %",
+             f"{record['clear_edges']} of {2 * progressive.EDGES}",
+             "next to chance" if progressive.next_to_chance(record) else "") for stage, record in last.items()]
+    head = ("stage", "alpha steps", "entropy of an edge's choice, in units of log K", "median lead of its winner",
+            f"edges with a lead above {100 * progressive.CLEAR_LEAD:.0f} %", "")
+    advice = [f"<p>{progressive.ADVICE}</p>"] if any(map(progressive.next_to_chance, last.values())) else []
+    return ["<h2>How decided the choices are</h2>", table(rows, head), *advice]
 
 
 def train_command(arch: Path, args: dict) -> str:

@@ -110,6 +110,7 @@ def main(args: Namespace) -> None:
                     record |= validate(parts.network, dataset, alpha_half, label, record, args)
             save_epoch(run_dir, state, record, parts)
             write_scalars(len(state["metrics"]) - 1, record)
+        say_how_decided(state["metrics"][-1])
         normal, normal_probs, reduce, reduce_probs = rows = competing(state, parts.network)
         if stage.num_drop:
             state |= {"stage": stage.number + 1, "epoch": 0,
@@ -139,7 +140,8 @@ def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNa
     parallel.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
     engine.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
-            "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing}
+            "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing,
+            "alpha_steps": len(parts.train_batches) * max(0, epoch + 1 - args.warmup_epochs)}
 
 
 def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,
@@ -210,14 +212,23 @@ def validate(network: Network, dataset: data.DataSet, half: tuple, label: str, r
 
 def save_epoch(run_dir: Path, state: dict, record: dict, parts: SimpleNamespace) -> None:
     """Add to an epoch what its alphas say, and save it."""
-    genotype = progressive.derive_genotype(*competing(state, parts.network))
-    record |= {"skips": count_skips(genotype.normal),
+    normal, normal_probs, reduce, reduce_probs = competing(state, parts.network)
+    genotype = progressive.derive_genotype(normal, normal_probs, reduce, reduce_probs)
+    record |= {"skips": count_skips(genotype.normal), **progressive.measure_choices(normal_probs + reduce_probs),
                "peak_memory_mb": utils.peak_memory_mb(parts.network.alphas_normal.device)}
     for cell in ("normal", "reduce"):
         name = f"stage{record['stage']}_{cell}"
         state["alphas"].setdefault(name, []).append(getattr(parts.network, f"alphas_{cell}").detach().cpu().clone())
         state["alphas"][f"{name}_candidates"] = state[cell]
     runs.end_epoch(run_dir, state, record, vars(parts))
+
+
+def say_how_decided(record: dict) -> None:
+    """Log at the end of a stage, whose last record is given, what its choices are worth."""
+    if "lead" in record:  # not in runs from before it was measured
+        log.info(f"stage {record['stage']}: {progressive.describe_choices(record)}")
+        if progressive.next_to_chance(record):
+            log.info(progressive.ADVICE)
 
 
 def describe(max_skip: int | None, genotype: Genotype) -> dict:

@@ -1,9 +1,11 @@
 """Runs side by side: which evaluation belongs to which search, statistics worked out by hand, well-formed tables."""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cli
@@ -26,10 +28,10 @@ def write_run(run_dir: Path, args: dict, metrics: list[dict], genotype=FOUND) ->
     return str(run_dir)
 
 
-def write_search(run_dir: Path, seed: int, genotype=FOUND) -> str:
+def write_search(run_dir: Path, seed: int, genotype=FOUND, **options) -> str:
     """A search of 3 epochs of 600 seconds on 2 processes: 1 hour."""
     metrics = [{"stage": stage, "epoch": 0, "seconds": 600.0} for stage in (1, 2, 3)]
-    write_run(run_dir, {"dataset": "cifar10", "seed": seed, "epochs": 1}, metrics, genotype)
+    write_run(run_dir, {"dataset": "cifar10", "seed": seed, "epochs": 1} | options, metrics, genotype)
     if genotype:
         rows = [{"max_skip": None, "skips": 5, "parameters": 1, "multiply_adds": 1,
                  "genotype": genotypes.load("DARTS_V1")._asdict()},
@@ -49,10 +51,13 @@ def write_evaluation(run_dir: Path, accuracies: list[float], genotype=FOUND, **o
 
 @pytest.fixture
 def runs(tmp_path) -> list[str]:
-    """Two searches, three evaluations of what the first found (one unfinished), two of PDARTS."""
+    """Two searches, not finished the second, three evaluations of what the first found (one unfinished), two of PDARTS.
+
+    The searches differ in their epochs, so that they have rows of their own.
+    """
     PDARTS = genotypes.load("PDARTS")
     return [write_search(tmp_path / "search-a_1", seed=1),
-            write_search(tmp_path / "search-b|&", seed=2, genotype=None),
+            write_search(tmp_path / "search-b|&", seed=2, genotype=None, epochs=2),
             write_evaluation(tmp_path / "eval-0", [97.0, 96.0], seed=0),
             write_evaluation(tmp_path / "eval-1", [96.0, 97.0], seed=1),
             write_evaluation(tmp_path / "eval-2", [50.0], seed=2),
@@ -127,7 +132,7 @@ def test_the_table_for_the_eye_says_what_is_unfinished(runs, monkeypatch, capsys
     lines = capsys.readouterr().out.splitlines()
     assert set(lines[1]) == {"-", " "}
     assert "3.50 ± 0.71" in lines[2] and "3.00 ± 0.00" in lines[2] and "eval-2: epoch 1/2" in lines[2]
-    assert "search: stage 3, epoch 1/1" in lines[3]
+    assert "search: stage 3, epoch 1/2" in lines[3]
     assert f"search-a_1: {json.dumps(FOUND._asdict())}" in lines
 
 
@@ -157,9 +162,120 @@ def test_latex_is_escaped_and_has_as_many_cells_in_every_line(runs, monkeypatch,
     assert r"error, last (\%)" in table[0]
 
 
+def three_searches(tmp_path) -> list[str]:
+    """Searches that found random:10, 11 and 12, each trained twice: their errors are 3 and 5, 6 and 6, 7 and 9."""
+    written = []
+    for i, accuracies in enumerate([(97, 95), (94, 94), (93, 91)]):
+        genotype = genotypes.load(f"random:{10 + i}")
+        written.append(write_search(tmp_path / f"search-{i}", i, genotype, init_channels=16))
+        written += [write_evaluation(tmp_path / f"eval-{i}-{seed}", [0.0, accuracy], genotype, seed=seed)
+                    for seed, accuracy in enumerate(accuracies)]
+    return written
+
+
+def two_random_cells(tmp_path, **options) -> list[str]:
+    """Errors 9 and 11: 10 on average, with a deviation of the square root of 2."""
+    return [write_evaluation(tmp_path / f"random-{i}-{len(options)}", [0.0, accuracy], genotypes.load(f"random:{i}"),
+                             arch=f"random:{i}", **options) for i, accuracy in enumerate((91.0, 89.0))]
+
+
+def test_searches_that_differ_in_the_seed_alone_share_a_row_over_searches(tmp_path):
+    row, = compare.compare(three_searches(tmp_path))
+    assert row["run"] == row["kind"] == "P-DARTS" and row["seed"] == [0, 1, 2] and row["state"] == "3 of 3 finished"
+    assert row["n"] == 3 and row["over"] == "searches" and row["seeds"] == [0, 1, 0, 1, 0, 1]
+    assert row["last_error"] == pytest.approx(6.0) and row["last_std"] == pytest.approx(2.0)  # of 4, 6 and 8
+    assert row["hours"] == pytest.approx(1.0) and row["evaluation_hours"] == pytest.approx(2 * 2 / 3600)
+    assert [part["last_errors"] for part in row["cells"]] == [[3.0, 5.0], [6.0, 6.0], [7.0, 9.0]]
+    assert row["found_skips"] == 5 and row["genotype"] is None
+
+
+def test_a_search_whose_cell_is_not_trained_yet_is_in_its_row_and_not_counted(tmp_path):
+    late = write_search(tmp_path / "search-late", 7, genotype=None, init_channels=16)
+    row, = compare.compare([*three_searches(tmp_path), late])
+    assert row["n"] == 3 and row["seed"] == [0, 1, 2, 7] and row["state"] == "3 of 4 finished"
+    assert row["last_error"] == pytest.approx(6.0)
+
+
+def test_searches_with_other_options_have_a_row_that_names_them(tmp_path):
+    plain = [write_search(tmp_path / f"none-{i}", i, genotypes.load(f"random:{20 + i}"), init_channels=16,
+                          dropout_rate=[0, 0, 0]) for i in (0, 1)]
+    wide = [write_search(tmp_path / f"wide-{i}", i, genotypes.load(f"random:{30 + i}"), init_channels=8)
+            for i in (0, 1)]
+    names = [row["run"] for row in compare.compare([*three_searches(tmp_path), *plain, *wide])]
+    assert names == ["P-DARTS, init_channels 16", "P-DARTS, init_channels 8",
+                     "without skip dropout, init_channels 16"]
+
+
+def test_random_cells_of_a_setting_are_one_row_that_the_others_are_compared_with(tmp_path):
+    rows = compare.compare([*three_searches(tmp_path), *two_random_cells(tmp_path),
+                            *two_random_cells(tmp_path, layers=8)])
+    found, baseline, shallow = rows
+    assert [row["cell"] for row in rows[1:]] == ["random cells"] * 2
+    assert baseline["n"] == 2 and baseline["over"] == "cells"
+    assert baseline["last_error"] == pytest.approx(10.0) and baseline["last_std"] == pytest.approx(2 ** 0.5)
+    assert found["difference"] == pytest.approx(-4.0) and found["difference_in_std"] == pytest.approx(-4 / 2 ** 0.5)
+    assert baseline["difference"] is shallow["difference"] is None
+
+
+def test_one_random_cell_is_a_baseline_without_a_deviation(tmp_path):
+    PDARTS = write_evaluation(tmp_path / "eval", [0.0, 95.0], genotypes.load("PDARTS"), arch="PDARTS")
+    baseline, row = compare.compare([two_random_cells(tmp_path)[0], PDARTS])
+    assert baseline["cell"] == "random:0" and row["difference"] == pytest.approx(-4.0)
+    assert row["difference_in_std"] is None
+
+
+def write_alphas(run_dir: Path) -> genotypes.Genotype:
+    """Alphas of a first stage that wants sep_conv_3x3 everywhere, most on edges from the cell's inputs; its cell."""
+    alphas = np.zeros((1, 14, 8))
+    alphas[0, :, genotypes.PRIMITIVES.index("sep_conv_3x3")] = 1
+    alphas[0, [0, 1, 2, 3, 5, 6, 9, 10], genotypes.PRIMITIVES.index("sep_conv_3x3")] = 2
+    names = np.array([genotypes.PRIMITIVES] * 14)
+    np.savez(run_dir / "alphas.npz", stage1_normal=alphas, stage1_reduce=alphas, stage1_normal_candidates=names,
+             stage1_reduce_candidates=names)
+    genes = [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)] * 4
+    return genotypes.Genotype(genes, [2, 3, 4, 5], genes, [2, 3, 4, 5])
+
+
+def test_the_cell_that_one_stage_would_have_given_has_a_row_with_that_stages_hours(tmp_path):
+    search = write_search(tmp_path / "search", seed=1)
+    genotype = write_alphas(tmp_path / "search")
+    rows = compare.compare([search, write_evaluation(tmp_path / "eval-0", [0.0, 95.0]),
+                            write_evaluation(tmp_path / "eval-1", [0.0, 94.0], genotype)])
+    assert [(row["run"], row["kind"]) for row in rows] == [("search", "P-DARTS"), ("one stage of search", "one stage")]
+    assert [row["last_error"] for row in rows] == pytest.approx([5.0, 6.0])
+    assert [row["hours"] for row in rows] == pytest.approx([1.0, 1 / 3])
+
+
+@pytest.mark.parametrize("form", ["--markdown", "--latex"])
+def test_tables_hold_searches_baseline_and_differences(form, tmp_path, monkeypatch, capsys):
+    run_compare([*three_searches(tmp_path), *two_random_cells(tmp_path), form], monkeypatch)
+    out = capsys.readouterr().out
+    minus, plus_minus = ("$-$", r"$\pm$") if form == "--latex" else ("−", "±")
+    assert f"6.00 {plus_minus} 2.00" in out and f"10.00 {plus_minus} 1.41" in out
+    assert f"{minus}4.00" in out and f"{minus}2.8" in out and "3 searches" in out and "2 cells" in out
+
+
+@pytest.mark.parametrize("name, start", [("dots.svg", b"<?xml"), ("dots.png", b"\x89PNG")])
+def test_the_picture_has_a_dot_per_run_of_each_cell(name, start, tmp_path, monkeypatch):
+    words = [*three_searches(tmp_path), *two_random_cells(tmp_path), "--plot", str(tmp_path / name)]
+    run_compare(words, monkeypatch)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(start)
+    if name.endswith("svg"):
+        dots = re.findall(r"<use [^>]*fill-opacity: 0.7", content.decode())
+        assert len(dots) == 6 + 2 and "random cells" in content.decode()
+
+
+def test_a_picture_of_nothing_trained_is_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_compare([write_search(tmp_path / "search", 1), "--plot", str(tmp_path / "dots.svg")], monkeypatch)
+    assert exit.value.code == 1 and "--plot" in capsys.readouterr().err and not (tmp_path / "dots.svg").exists()
+
+
 @pytest.mark.parametrize("words, status, text", [([], 2, "required"), (["."], 1, ". is no run"),
                                                  (["--jsn", "."], 2, "did you mean --json"),
-                                                 ([".", "--json", "--latex"], 2, "not allowed with")])
+                                                 ([".", "--json", "--latex"], 2, "not allowed with"),
+                                                 ([".", "--plot", "dots.pdf"], 2, "must end in .svg or .png")])
 def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit:

@@ -3,9 +3,11 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 
 import progressive
+from genotypes import PRIMITIVES
 from progressive import derive_genotype, prune, recommended, restrict_skip_connects, skip_dropout_rate, stage_table
 
 
@@ -135,6 +137,49 @@ def test_skip_dropout_computed_by_hand_jumps_back_up_after_warm_up(initial, epoc
 
 def test_without_warm_up_skip_dropout_starts_at_its_initial_rate():
     assert skip_dropout_rate(0.3, 0, 5, 0) == pytest.approx(0.3)
+
+
+def test_even_choices_have_full_entropy_and_no_lead():
+    assert progressive.measure_choices([[0.125] * 8, [0.2] * 5]) == pytest.approx(
+        {"entropy": 1.0, "lead": 0.0, "clear_edges": 0})
+
+
+def test_entropy_and_lead_of_choices_are_those_worked_out_by_hand():
+    """Of 4 candidates 1/2, 1/4, 1/8, 1/8: 1.75 bits of 2; of two candidates 0.9, 0.1: 0.4690 bits of 1."""
+    measured = progressive.measure_choices([[0.125, 0.5, 0.25, 0.125], [0.9, 0.1], [0.51, 0.49]])
+    bits = -(0.9 * math.log2(0.9) + 0.1 * math.log2(0.1)), -(0.51 * math.log2(0.51) + 0.49 * math.log2(0.49))
+    assert bits[0] == pytest.approx(0.4690, abs=1e-4)
+    assert measured["entropy"] == pytest.approx((1.75 / 2 + sum(bits)) / 3)
+    assert measured["lead"] == pytest.approx(1.0)  # of 100%, 800% and 4.1%
+    assert measured["clear_edges"] == 2
+
+
+def test_a_choice_that_is_certain_has_no_entropy_and_a_finite_lead():
+    measured = progressive.measure_choices([[1.0, 0.0, 0.0]])
+    assert measured["entropy"] == 0 and math.isfinite(measured["lead"]) and measured["clear_edges"] == 1
+
+
+@pytest.mark.parametrize("probs, chance", [([0.35, 0.33, 0.32], True), ([0.4, 0.3, 0.3], False)])
+def test_choices_are_next_to_chance_where_most_winners_lead_by_less_than_a_tenth(probs, chance):
+    even = [1 / 3] * 3
+    assert progressive.next_to_chance(progressive.measure_choices([probs, probs, even])) is chance
+    assert progressive.next_to_chance(progressive.measure_choices([probs, even, even])) is True
+
+
+def test_the_cell_of_the_first_stage_alone_leaves_out_none_and_keeps_to_the_limit_of_skips():
+    """Everywhere none is likeliest, then the skip-connect, then sep_conv_5x5, surest on edges from the inputs."""
+    alphas = np.zeros((2, 14, 8))  # two epochs, of which the last counts
+    for name, value in (("none", 3), ("skip_connect", 2), ("sep_conv_5x5", 1)):
+        alphas[1, :, PRIMITIVES.index(name)] = value
+    surer = [0, 1, 2, 3, 5, 6, 9, 10]
+    alphas[1, surer, PRIMITIVES.index("skip_connect")] += 0.5
+    alphas[1, surer, PRIMITIVES.index("sep_conv_5x5")] += 0.5
+    names = np.array([PRIMITIVES] * 14)
+    file = {f"stage1_{cell}{what}": value for cell in ("normal", "reduce")
+            for what, value in (("", alphas), ("_candidates", names))}
+    free, limited = (progressive.first_stage_genotype(file, max_skip) for max_skip in (8, 0))
+    assert free.normal == free.reduce == limited.reduce == [("skip_connect", 0), ("skip_connect", 1)] * 4
+    assert limited.normal == [("sep_conv_5x5", 0), ("sep_conv_5x5", 1)] * 4
 
 
 def test_a_cell_has_14_edges():

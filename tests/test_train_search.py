@@ -1,5 +1,6 @@
 """The search: its two steps against the vectors, and the script as people run, break, stop and continue it."""
 import json
+import logging
 import math
 import os
 import pickle
@@ -290,7 +291,7 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
     assert [(r["stage"], r["epoch"]) for r in records] == [(1, 0), (2, 0), (3, 0)]
     for record in records:
         assert set(record) == {"stage", "epoch", "lr", "skip_dropout", "train_loss", "train_acc", "valid_loss",
-                               "valid_acc", "skips", *MEASURED}
+                               "valid_acc", "skips", "alpha_steps", "entropy", "lead", "clear_edges", *MEASURED}
         assert all(math.isfinite(value) for value in record.values())  # all epochs are among a stage's last 4
         assert 0 <= record["train_acc"] <= 100 and 0 <= record["valid_acc"] <= 100 and 0 <= record["skips"] <= 8
         assert all(record[name] > 0 for name in ("train_loss", "valid_loss", *MEASURED))
@@ -303,6 +304,30 @@ def test_the_log_has_a_line_every_report_freq_steps_and_names_the_device(digits)
     assert len(re.findall(r"stage 1 epoch 0 step \d", text)) == 2  # 648 images, 325 a step
     assert "CPU" in text.splitlines()[0]
     assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())  # a date and a time in front
+
+
+def test_a_search_says_at_the_end_of_each_stage_that_its_choices_are_next_to_chance(digits):
+    """Two steps of 6e-4 move an alpha by about 0.001, so no winner can lead by a tenth; entropy stays all but 1."""
+    run_dir, outcome = digits
+    for record in metrics(run_dir):
+        assert record["alpha_steps"] == 2 and 0.999 < record["entropy"] <= 1 and 0 <= record["lead"] < 0.1
+        assert record["clear_edges"] == 0
+    page = (run_dir / "report.html").read_text()
+    for stage in (1, 2, 3):
+        assert re.search(rf"stage {stage}: 2 alpha steps; .* 0 of 28 edges\n.*next to chance.*3,900", outcome.err)
+    assert "next to chance" in page and "0 of 28" in page and "--arch_learning_rate" in page
+
+
+def test_alpha_steps_are_those_since_warm_up_in_each_stage(undisturbed):
+    assert [record["alpha_steps"] for record in metrics(undisturbed)] == [0, 1, 2] * 3  # a step an epoch
+
+
+@pytest.mark.parametrize("lead, said", [(0.1, True), (0.11, False), (None, False)])
+def test_a_stage_that_has_decided_or_is_older_than_the_measure_gets_no_advice(lead, said, caplog):
+    record = {"stage": 1, "alpha_steps": 3900, "entropy": 0.5, "lead": lead, "clear_edges": 20}
+    with caplog.at_level(logging.INFO, logger="pdarts"):
+        train_search.say_how_decided(record if lead else {"stage": 1})
+    assert ("next to chance" in caplog.text) is said and ("20 of 28 edges" in caplog.text) is bool(lead)
 
 
 def test_the_last_lines_printed_are_genotype_cost_and_the_next_command(digits):

@@ -81,7 +81,8 @@ def kernel_gradient(g: Tensor, x: Tensor, k: int, stride: int, dilation: int) ->
         return torch.stack([zero_two_four, one_three_none], dim=-1).flatten(-2)[..., :5]
     zero_two_four = of_pairs.view(2, C, 1, 5, 3).sum(0)
     one_two_three = gradient(g, x, zero_two_four, [1, 1])
-    return torch.cat([zero_two_four[..., :1], one_two_three, zero_two_four[..., 2:]], dim=-1)
+    zero, _, four = zero_two_four.split(1, dim=-1)
+    return torch.cat([zero, one_two_three, four], dim=-1)
 
 
 def side_by_side(maps) -> Tensor:

@@ -43,9 +43,11 @@ class Stack(Function):
     def backward(ctx, *g):
         g = torch.cat(g)
         g = g if ctx.order is None else torch.empty_like(g).index_copy_(0, ctx.order, g)
-        small, large = g.split([ctx.C * ctx.n_small, ctx.C * (ctx.n - ctx.n_small)])
-        small = F.pad(small, [-1] * 4).split(ctx.C) if ctx.n_small else ()
-        return None, None, None, *small, *large.split(ctx.C)
+        small = ()
+        if ctx.n_small:
+            small, g = g.split([ctx.C * ctx.n_small, ctx.C * (ctx.n - ctx.n_small)])
+            small = F.pad(small, [-1] * 4).split(ctx.C)
+        return None, None, None, *small, *g.split(ctx.C)
 
 
 def normalise(y, mean=None, invstd=None, scale=None):

@@ -22,7 +22,7 @@ class Interleave(Function):
     def forward(ctx, x):
         B, C, H, W = x.shape
         x = x.contiguous(memory_format=torch.channels_last)
-        x = x.as_strided((2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1)).contiguous()
+        x = torch.as_strided_copy(x, (2, 2, B, H // 2, W // 2, C), (W * C, C, H * W * C, 2 * W * C, 2 * C, 1))
         return x.as_strided((4 * B, C, H // 2, W // 2), (H * W * C // 4, 1, W * C // 2, C))
 
     @staticmethod
@@ -38,7 +38,7 @@ class Deinterleave(Function):
         B, C, H, W = x.size(0) // 4, x.size(1), 2 * x.size(2), 2 * x.size(3)
         x = x.contiguous(memory_format=torch.channels_last)
         size = H * W * C // 4  # of one of the four images
-        x = x.as_strided((B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1)).contiguous()
+        x = torch.as_strided_copy(x, (B, H // 2, 2, W // 2, 2, C), (size, W * C // 2, 2 * B * size, C, B * size, 1))
         return x.as_strided((B, C, H, W), (H * W * C, 1, W * C, C))
 
     @staticmethod

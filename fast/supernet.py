@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fast.depthwise import Depthwise, crop
+from fast import pixels
+from fast.depthwise import Depthwise
 from fast.functions import (
     EPS,
     MOMENTUM,
@@ -100,7 +101,8 @@ def fast_cells(network: nn.Module) -> list["FastCell"]:
     """The network's cells, prepared for its device at their first use."""
     device = network.alphas_normal.device
     if network not in _fast_cells or _fast_cells[network][0].weight_order.device != device:
-        _fast_cells[network], limit = [], 4  # branches side by side: more would overflow the cache
+        # Branches side by side: more would overflow a CPU's cache; a GPU wants few launches.
+        _fast_cells[network], limit = [], 2 if pixels.on_cpu(network.alphas_normal) else 4
         for cell in network.cells:
             limit = 2 * limit if cell.reduction else limit
             _fast_cells[network].append(FastCell(cell, limit, device))
@@ -131,7 +133,12 @@ class FastCell:
                         self.pool_norms.setdefault((state, primitive), []).append(op[1])
             self.nodes.append((group_convolutions(branches, limit), [b for b in branches if not b.layers]))
         self.groups = [group for groups, _ in self.nodes for group in groups]
-        self.kernel_order = channel_order(self.layers(1), device)
+        depthwise = [[b.layers[half + 1] for b in group] for group in self.groups for half in halves(group)]
+        self.kernel_sizes = [kernel_size(layers[-1]) for layers in depthwise]  # of each half, its largest
+        self.kernels: dict[int, tuple] = {}  # of the halves of a size: their lengths, their layers, and in which order
+        for k in set(self.kernel_sizes):
+            alike = [layers for layers in depthwise if kernel_size(layers[-1]) == k]
+            self.kernels[k] = [len(layers) for layers in alike], *sort_by_size(sum(alike, []), device)
         order = [b.index for group in self.groups for b in group] + [b.index for _, rest in self.nodes for b in rest]
         self.weight_order = torch.tensor(order, dtype=torch.long, device=device)
 
@@ -143,10 +150,12 @@ class FastCell:
         """Per half of a group, its depthwise and pointwise weights: (nC, 1, K, K), (nC, C, 1, 1)."""
         if not self.groups:
             return []
-        sizes = [C * len(group) for group in self.groups for _ in halves(group)]
-        kernels = sorted((layer.weight for layer in self.layers(1)), key=lambda weight: weight.size(-1))
-        return list(zip(Stack.apply(self.kernel_order, sizes, dtype, *kernels),
-                        Stack.apply(None, sizes, dtype, *[layer.weight for layer in self.layers(2)])))
+        def stack(lengths, layers, order):
+            return Stack.apply(order, [C * n for n in lengths], dtype, *[layer.weight for layer in layers])
+
+        kernels = {k: iter(stack(*alike)) for k, alike in self.kernels.items()}
+        pointwise = stack([len(group) for group in self.groups for _ in halves(group)], self.layers(2), None)
+        return [(next(kernels[k]), weight) for k, weight in zip(self.kernel_sizes, pointwise)]
 
     def mix(self, s0: Tensor, s1: Tensor, weights: Tensor, rest_weights: Tensor, skip_dropout: float, moments: Moments,
             to_relu: bool = True) -> tuple[Tensor, ...]:
@@ -218,12 +227,18 @@ def halves(group: list[Branch]) -> tuple[int, ...]:
     return (0, 4) if isinstance(group[0].op, SepConv) else (0,)
 
 
-def channel_order(depthwise: list[nn.Conv2d], device: torch.device) -> Tensor:
-    """Where each channel of these kernels lies once they are sorted by size."""
-    by_size = sorted(range(len(depthwise)), key=lambda i: depthwise[i].kernel_size)
-    C = depthwise[0].out_channels if depthwise else 0
+def kernel_size(layer: nn.Conv2d) -> int:
+    return layer.kernel_size[0]
+
+
+def sort_by_size(depthwise: list[nn.Conv2d], device: torch.device) -> tuple[list[nn.Conv2d], Tensor | None]:
+    """These kernels, the smallest first, and where each of their channels lies then; None: where it was."""
+    by_size = sorted(range(len(depthwise)), key=lambda i: kernel_size(depthwise[i]))
+    if by_size == list(range(len(depthwise))):
+        return depthwise, None
+    C = depthwise[0].out_channels
     order = [by_size.index(i) * C + c for i in range(len(depthwise)) for c in range(C)]
-    return torch.tensor(order, dtype=torch.long, device=device)
+    return [depthwise[i] for i in by_size], torch.tensor(order, dtype=torch.long, device=device)
 
 
 def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolutions, scale: Tensor,
@@ -241,19 +256,14 @@ def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolu
                 undilated[state] = undilate(relus[state], stride)
         states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
     kernel, pointwise = next(convolutions)  # (nC, 1, K, K), (nC, C, 1, 1)
-    d = Depthwise.apply(of_group(kernel, group), stride, dilation, which, *states)
+    d = Depthwise.apply(kernel, stride, dilation, which, *states)
     for half in halves(group)[1:]:
         kernel, pointwise_next = next(convolutions)
         d = moments.add([[b.layers[half - 1]] for b in group],
-                        *NormReLUDepthwise.apply(d, pointwise, of_group(kernel, group), *moments.known()))
+                        *NormReLUDepthwise.apply(d, pointwise, kernel, *moments.known()))
         pointwise = pointwise_next  # d: (B, nC, H', W')
     B = relus[0].size(0)
     return moments.add([[b.layers[-1]] for b in group], *WeightedNorm.apply(d, scale, pointwise, B, *moments.known()))
-
-
-def of_group(kernel: Tensor, group: list[Branch]) -> Tensor:
-    """A group's kernels; if they are all 3x3, without the rims that `Stack` gave them."""
-    return crop(kernel, (kernel.size(-1) - group[-1].layers[1].kernel_size[0]) // 2)
 
 
 def project(op: ReLUConvBN | FactorizedReduce, x: Tensor) -> tuple:

@@ -1,0 +1,194 @@
+"""The experiment's driver: its command lines, what it refuses, and that kills at random moments change nothing."""
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+from scripts import error_line, run, snapshot, start
+from test_compare import write_evaluation
+
+import compare
+import genotypes
+import train_cifar
+import train_search
+from experiments import evidence, matrix
+
+DRIVER = "experiments/evidence.py"
+HOURS = {"hours", "evaluation_hours"}  # what no two runs have in common; dates are part of the names
+
+
+# ---- the matrix
+
+@pytest.mark.parametrize("setting", matrix.SETTINGS)
+def test_the_scripts_take_each_steps_options(setting):
+    names = set()
+    for step in matrix.steps(matrix.SETTINGS[setting]):
+        script, *options = step.command
+        module = {"train_search.py": train_search, "train_cifar.py": train_cifar}[script]
+        parsed = module.get_args_parser().parse_args(options)
+        assert parsed.save == "runs" and parsed.note == step.name
+        names.add((step.name, step.command))
+    assert len({name for name, _ in names}) == len(names)  # one name, one command
+
+
+def test_paper_is_the_published_experiment():
+    steps = matrix.steps(matrix.SETTINGS["paper"])
+    for step in steps:
+        if step.part == "search":
+            args = train_search.get_args_parser().parse_args(step.command[1:])
+            assert (args.epochs, args.init_channels, args.layers, args.batch_size) == (25, 16, 5, 96)
+            assert args.dropout_rate == ([0, 0, 0] if "no-skip-dropout" in step.name else None)  # None: 0.1 0.4 0.7
+        else:
+            args = train_cifar.get_args_parser().parse_args(step.command[1:])
+            assert (args.epochs, args.init_channels, args.layers, args.batch_size) == (600, 36, 20, 128)
+            assert args.auxiliary and args.cutout
+    assert {step.command[2] for step in steps} == {"cifar10", "cifar100"}
+
+
+@pytest.mark.parametrize("setting", ["small", "paper"])
+def test_every_cell_is_trained_in_the_same_budget(setting):
+    """P-DARTS three times, without skip dropout twice, one stage of the first three; eight random cells, two known."""
+    steps = [step for step in matrix.steps(matrix.SETTINGS[setting]) if step.part != "length"]
+    data = {step.command[2] for step in steps}
+    trained = [step for step in steps if step.part in ("baseline", "found")]
+    budgets = {tuple(arg for arg in step.command if arg not in {option(step, "--arch"), option(step, "--note"),
+                                                               option(step, "--seed"), *data}) for step in trained}
+    assert len(budgets) == 1
+    for name in data:
+        own = [step for step in steps if step.command[2] == name]
+        cells = [option(step, "--arch") for step in own if step.part == "baseline"]
+        assert sorted(cells) == sorted([f"random:{seed}" for seed in range(8)] + ["PDARTS", "DARTS_V2"])
+        assert sum(step.part == "search" for step in own) == 5
+        found = [option(step, "--arch") for step in own if step.part == "found"]
+        assert len(set(found)) == 8
+        assert all(found.count(cell) == len(matrix.SETTINGS[setting].evaluation_seeds) for cell in found)
+
+
+def option(step, name):
+    return step.command[step.command.index(name) + 1]
+
+
+# ---- what it refuses: one line, and nothing is overwritten
+
+@pytest.fixture
+def out(tmp_path):
+    """An --out of the tiny setting in which nothing has been run."""
+    evidence.open_out(tmp_path / "out", "tiny", matrix.SETTINGS["tiny"])
+    return tmp_path / "out"
+
+
+def refused(out, *options, setting="tiny") -> str:
+    """The line in which the driver refuses --out; the folder stays as it was."""
+    before = snapshot(out)
+    line = error_line(run(DRIVER, setting, "--out", out, *options), 1)
+    assert snapshot(out) == before
+    return line
+
+
+def test_another_setting_is_refused(out):
+    assert "another setting than small" in refused(out, setting="small")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds something else" in refused(tmp_path)
+
+
+def test_damaged_settings_are_refused(out):
+    (out / "settings.json").write_text('{"setting": "ti')
+    assert "damaged" in refused(out)
+
+
+def test_a_missing_data_set_is_refused(tmp_path):
+    folder = tmp_path / "nothing"
+    folder.write_text("a file where the images should be")
+    line = error_line(run(DRIVER, "paper", "--out", tmp_path / "out", "--tmp_data_dir", folder), 1)
+    assert str(folder) in line
+    assert not list((tmp_path / "out" / "runs").iterdir())
+
+
+def first_step(part):
+    return next(step for step in matrix.steps(matrix.SETTINGS["tiny"]) if step.part == part)
+
+
+def write_step(out, step, accuracies, command=None, **options):
+    """An evaluation run of a step, as the driver would have started it."""
+    run_dir = out / "runs" / f"eval-{step.name}-20260101-000000"
+    cell = genotypes.load("PDARTS")
+    write_evaluation(run_dir, accuracies, genotype=cell, **options)
+    record = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(record | {"command": command or "python " + " ".join(step.command)}))
+    return run_dir
+
+
+@pytest.mark.parametrize("name, content", [("args.json", "{"), ("metrics.jsonl", '{"epoch": 0}\n{"ep'),
+                                           ("genotype.json", '{"normal": 3}')])
+def test_a_damaged_run_is_refused(out, name, content):
+    run_dir = write_step(out, first_step("length"), [50.0])
+    (run_dir / name).write_text(content)
+    assert str(run_dir) in refused(out)
+
+
+def test_a_run_of_other_options_is_refused(out):
+    run_dir = write_step(out, first_step("length"), [50.0], command="python train_cifar.py --layers 20")
+    assert f"{run_dir} was made with other options" in refused(out)
+
+
+def test_a_run_without_its_checkpoint_is_refused(out):
+    run_dir = write_step(out, first_step("length"), [50.0])
+    assert f"{run_dir} has lost its checkpoint.pt" in refused(out)
+
+
+def test_a_step_begun_twice_is_refused(out):
+    run_dir = write_step(out, first_step("length"), [50.0])
+    shutil.copytree(run_dir, str(run_dir).replace("000000", "000001"))
+    assert "of the same step" in refused(out)
+
+
+def test_a_bad_option_is_a_usage_error(out):
+    assert "--only" in error_line(run(DRIVER, "tiny", "--out", out, "--only", "everything"), 2)
+
+
+# ---- killed at random moments
+
+def table(out) -> str:
+    """All rows of what a driver has run, without what differs between equal runs: hours, and the dates in names."""
+    rows = compare.compare(sorted(map(str, (out / "runs").iterdir())))
+    text = json.dumps([without_hours(row) for row in rows], sort_keys=True, indent=1)
+    for path in (out / "runs").iterdir():
+        text = text.replace(path.name, path.name.split("-20")[0])
+    return text
+
+
+def without_hours(value):
+    if isinstance(value, dict):
+        return {key: without_hours(part) for key, part in value.items() if key not in HOURS}
+    return [without_hours(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed driver's steps run on")
+def test_kills_at_random_moments_end_with_the_same_table(tmp_path):
+    done = run(DRIVER, "tiny", "--out", tmp_path / "undisturbed", "--processes", 2, timeout=600)
+    assert done.code == 0, done.err
+
+    rng, out, kills = random.Random(0), tmp_path / "killed", 0
+    while True:
+        driver = start(DRIVER, "tiny", "--out", out, "--processes", 2)
+        end = time.monotonic() + rng.uniform(2, 10)
+        while driver.running() and time.monotonic() < end and kills < 6:
+            time.sleep(0.05)
+        if kills == 6:
+            break
+        driver.signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        outcome = driver.wait()
+        assert "Traceback" not in outcome.err, outcome.err
+        assert outcome.code, "the kills came too late: it had finished"
+        kills += 1
+    assert (outcome := driver.wait(600)).code == 0, outcome.err
+    assert table(out) == table(tmp_path / "undisturbed")
+    again = run(DRIVER, "tiny", "--out", out)
+    assert again.code == 0 and "started" not in again.out + again.err  # nothing is left to do

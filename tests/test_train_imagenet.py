@@ -487,6 +487,13 @@ def test_a_corrupt_image_is_named_also_by_a_worker(script, images, tmp_path, spl
     assert f"{path}: " in message and MEND.search(message)
 
 
+def test_a_line_break_in_the_name_of_a_corrupt_image_leaves_one_line(images, tmp_path):
+    root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
+    (root / "train" / "bee" / "two\nlines.png").write_bytes(b"")
+    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
+    assert "two lines.png: empty" in error_line(outcome, code=1) and "continue with" in outcome.err
+
+
 def damage(path):
     """Cut an image's file off; what it held."""
     content = path.read_bytes()

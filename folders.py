@@ -41,9 +41,9 @@ def read_image(path: str) -> tuple[Image.Image, bool]:
             if image.mode == "F":
                 raise ImageError("floating-point pixels; convert it to 8 or 16 bits, or remove the file")
             sixteen = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
-            if image.mode.startswith("I") and not sixteen:
-                raise ImageError("32-bit integer or signed 16-bit pixels; convert it to 8 or 16 bits, or remove the "
-                                 "file")
+            if image.mode.startswith("I") and not sixteen or "I;12" in str(image.tile):
+                raise ImageError("12-bit, signed 16-bit or 32-bit integer pixels; convert it to 8 or 16 bits, or "
+                                 "remove the file")
             if sixteen:
                 return _scale_to_8_bits(image)
             if image.has_transparency_data:

@@ -105,9 +105,11 @@ def test_32_bit_integers_are_refused_by_name(tmp_path):
     assert "32-bit integer" in cause(tmp_path / "a.tif")
 
 
-def write_tiff(path, pixels: np.ndarray, kind: int):
-    """A TIFF file of any kind of pixels: 1 whole numbers, 2 with a sign, 3 floating point."""
-    tags = [(256, 3, pixels.shape[1]), (257, 3, pixels.shape[0]), (258, 3, 8 * pixels.itemsize), (259, 3, 1),
+def write_tiff(path, pixels: np.ndarray, kind: int, bits: int | None = None):
+    """A TIFF file of any kind of pixels (1 whole numbers, 2 with a sign, 3 floating point), also packed ones."""
+    bits = bits or 8 * pixels.itemsize
+    width = 8 * pixels.itemsize * pixels.shape[1] // bits
+    tags = [(256, 3, width), (257, 3, pixels.shape[0]), (258, 3, bits), (259, 3, 1),
             (262, 3, 1), (273, 4, 122), (277, 3, 1), (279, 4, pixels.nbytes), (339, 3, kind)]
     entries = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in tags)
     path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + pixels.tobytes())
@@ -121,6 +123,13 @@ def test_pixels_that_eight_bits_cannot_stand_for_are_named(dtype, kind, word, tm
     assert (pixels(tmp_path / "right.tif") == 2).all()
     write_tiff(tmp_path / "a.tif", np.full((4, 4), 5, dtype), kind)
     assert word in cause(tmp_path / "a.tif") and "convert" in cause(tmp_path / "a.tif")
+
+
+def test_12_bit_pixels_are_not_taken_for_16_bits(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.full((2, 6), 255, np.uint8), 1, bits=12)
+    assert Image.open(tmp_path / "a.tif").size == (4, 2) and "12-bit" in cause(tmp_path / "a.tif")
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
+    assert pixels(tmp_path / "a.pgm")[0, :, 0].tolist() == [255, 128]  # Pillow scales these to 16
 
 
 def test_pillow_adds_no_warnings(tmp_path):

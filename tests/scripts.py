@@ -72,6 +72,7 @@ def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
     os.environ.update(env)
+    sys.modules["visualize"].DPI = 20  # a run's pictures would take longer than the run
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
     runpy.run_path(argv[0], run_name="__main__")

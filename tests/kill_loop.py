@@ -153,7 +153,7 @@ def kill_at_random(script: str, data: list, expected: Path, folder: Path, kills:
         last = places.total() == kills
         process = start(script, *(["--resume", run_dir] if run_dir else [*OPTIONS[script], *data, "--save", save]))
         of_epochs, old = random.random() < 0.6, files_seen(save)
-        count = 0 if run_dir is None else random.integers(1, 12) if of_epochs else random.choice([0, 1, 2, 4, 8])
+        count = random.integers(1, 12) if of_epochs else random.choice([0, 1, 2, 4, 8])
         delay = random.choice([0, random.uniform(0, 0.1), random.uniform(0, 0.6)])
         new: set = set()
         while process.running() and (last or len(new) < count):

@@ -3,6 +3,7 @@
 A script takes seconds to import torch, and the tests run dozens. So `start` and `run` fork them from a server that has
 imported it; `run_fresh` starts an interpreter, as a shell does.
 """
+import importlib
 import json
 import multiprocessing
 import os
@@ -72,8 +73,14 @@ def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
     os.environ.update(env)
+    be(argv)
+
+
+def be(argv: list[str]) -> None:
+    """Be `python argv...`, with small pictures: a short run would else spend its time on them."""
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
+    importlib.import_module("visualize").DPI = 20
     runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -52,7 +52,9 @@ def job_script(folder, options):
     assert ours in text
     job = folder / "job.sh"
     job.write_text(text.replace(ours, shlex.join([str(ROOT / CIFAR), *map(str, options)])))
-    programs = {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> requeued', "python": f'exec {sys.executable} "$@"'}
+    programs = {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> requeued',
+                "python": f"PYTHONPATH={ROOT / 'tests'} exec {sys.executable} -c "
+                          "'import scripts, sys; scripts.be(sys.argv[1:])' \"$@\""}
     for name, line in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{line}\n")
         (folder / name).chmod(0o755)

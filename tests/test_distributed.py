@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT, children, metrics, the_run
+from scripts import ROOT, by_hand, children, metrics, the_run, together
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TINY = {
@@ -20,9 +20,10 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
-    script, out = str(ROOT / "tests" / "one_step.py"), str(tmp_path / "grads")
-    subprocess.run([sys.executable, script, out], check=True, env=ENVIRONMENT, cwd=tmp_path)
-    subprocess.run([*TORCHRUN, script, out], check=True, env=ENVIRONMENT, cwd=tmp_path)
+    out = tmp_path / "grads"
+    for environments in ([{}], by_hand(2)):
+        for outcome in together("tests/one_step.py", out, environments=environments, cwd=tmp_path):
+            assert outcome.code == 0, outcome.err
     one, first, second = (torch.load(f"{out}.{name}") for name in ("0of1", "0of2", "1of2"))
     for kind in ("alpha step", "weight step", "evaluation"):
         assert sum(name.startswith(kind) for name in one) >= 2

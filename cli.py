@@ -169,7 +169,7 @@ def run(main, parse) -> None:
         args = parse()
         main(args)
     except parallel.Stopped as stopped:  # all processes, for the same reason
-        status, why = stopped.args
+        status, why = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
         if vars(args).get("resume"):
             why += "; continue with: " + parallel.continue_command(shlex.join([sys.argv[0], "--resume", args.resume]))
         if parallel.rank() == 0:
@@ -191,8 +191,11 @@ def run(main, parse) -> None:
 
 
 def _is_first() -> bool:
-    """Whether this process is alone, or the first of several, before they have met."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    """Whether this process is alone, or the first of several, before they have met; one in doubt speaks for itself."""
+    try:
+        return not parallel.launched() or os.environ["RANK"] == "0"
+    except ValueError:  # half a set, which is refused later
+        return True
 
 
 def _explain(error: Exception, args: Namespace) -> str | None:
@@ -205,6 +208,8 @@ def _explain(error: Exception, args: Namespace) -> str | None:
                 f"more of it, in Docker by --shm-size=8g{_go_on(known)}")
     if re.search("DataLoader worker .*(is killed|exited unexpectedly)", text):
         return f"a process that reads images was killed, for lack of memory maybe: give fewer --workers{_go_on(known)}"
+    if parallel.world_size() > 1 and re.search("onnection (closed|reset) by|Broken pipe|remote process exited", text):
+        return f"another process of this run has ended, its own output says why{_go_on(known)}"
     if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", text):
         return None
     hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []

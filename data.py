@@ -300,6 +300,8 @@ def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, 
     `batch_size` is the total over all ranks; without `training`, which gives no loader for it, any number will do.
     Raises as `image_folders` and `Batches`; ImageError names a bad file.
     """
+    if training:
+        share(batch_size, world_size)  # before a million files are listed
     base = Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root)
     train_folder, val_folder = image_folders(base)
     train = SeededFiles(train_folder.samples, v2.Compose([

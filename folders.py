@@ -2,6 +2,7 @@
 import contextlib
 import logging
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from tqdm import tqdm
 # What file managers and archives of other systems leave behind, besides names that begin with a dot.
 LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 log = logging.getLogger("pdarts")
+# Pillow warns of what it raises an error for anyway, and of large images or odd metadata, which are no matter here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
@@ -38,8 +41,9 @@ def read_image(path: str) -> tuple[Image.Image, bool]:
             if image.mode == "F":
                 raise ImageError("floating-point pixels; convert it to 8 or 16 bits, or remove the file")
             sixteen = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
-            if image.mode.startswith("I") and not sixteen:
-                raise ImageError("32-bit integer pixels; convert it to 8 or 16 bits, or remove the file")
+            if image.mode.startswith("I") and not sixteen or "I;12" in str(image.tile):
+                raise ImageError("12-bit, signed 16-bit or 32-bit integer pixels; convert it to 8 or 16 bits, or "
+                                 "remove the file")
             if sixteen:
                 return _scale_to_8_bits(image)
             if image.has_transparency_data:
@@ -76,7 +80,8 @@ def _cause(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return f"too large ({text or 'for the memory'}); make it smaller, or remove the file"
     if isinstance(error, UnidentifiedImageError):
-        return "empty, cut off in its first bytes, or no image; replace or remove the file"
+        return ("empty, cut off in its first bytes, no image, or of pixels that Pillow can't read (64 bits, half "
+                "precision); replace, convert or remove the file")
     if isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "not enough image data")):
         return "truncated; replace or remove the file"
     return f"damaged ({text or type(error).__name__}); replace or remove the file"
@@ -107,8 +112,8 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
     folders = [Folder(folder, _samples(folder, classes), classes) for folder in (train, val)]
     for folder, names in zip(folders, (classes, val_classes)):
         if empty := set(names) - {classes[label] for _, label in folder.samples}:
-            raise ValueError(f"{folder.path} has no images of {len(empty)} class(es): {_some(empty)}: add some, or "
-                             "remove them")
+            raise ValueError(f"{folder.path} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
+                             f"{_some(empty)}: add some, or remove them")
     if missing:
         log.info(f"{val} lacks {len(missing)} of {len(classes)} training classes: {_some(missing)}")
     return folders[0], folders[1]
@@ -119,7 +124,7 @@ def _split_folder(root: Path, *names: str) -> Path:
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"no folder {root / names[0]}: {root} must hold train/CLASS/* and val/CLASS/*")
-    classes, flat = _subfolders(folder), sum(_is_image(entry.name) for entry in os.scandir(folder))
+    classes, flat = _subfolders(folder), sum(_is_image(entry.name) for entry in _entries(folder))
     if (folder / "val_annotations.txt").is_file() and classes in ([], ["images"]):
         raise ValueError(f"{folder} is flat, as Tiny-ImageNet comes: move each image to {folder}/CLASS/, its class is "
                          f"in val_annotations.txt")
@@ -128,7 +133,21 @@ def _split_folder(root: Path, *names: str) -> Path:
                          f"move each image to {folder}/CLASS/")
     if not classes:
         raise FileNotFoundError(f"{folder} has no class folders: put the images into {folder}/CLASS/")
+    if flat:  # half sorted, perhaps
+        log.info(f"{folder}: {flat} image(s) beside the class folders are passed over; move them to {folder}/CLASS/")
     return folder
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError):
+    raise OSError(f"cannot read the folder {error.filename} ({error.strerror}): make it readable, or remove "
+                  "it") from error
 
 
 def _is_ours(name: str) -> bool:
@@ -140,15 +159,17 @@ def _is_image(name: str) -> bool:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _is_ours(entry.name))
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and _is_ours(entry.name))
 
 
 def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     """All images of the classes, below their folders at any depth, in ImageFolder's order."""
     samples = []
     for label, name in enumerate(classes):
+        if not os.path.isdir(folder / name):  # validation may lack it
+            continue
         found = []
-        for place, folders, files in os.walk(folder / name, followlinks=True):
+        for place, folders, files in os.walk(folder / name, onerror=_refuse, followlinks=True):
             folders[:] = filter(_is_ours, folders)  # walk no further into the others
             found.append((place, files))
         samples += [(os.path.join(place, file), label) for place, files in sorted(found)

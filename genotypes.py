@@ -71,9 +71,14 @@ def _by_name(name: str) -> Genotype:
         log.info(f"{name}: taken as {ALIASES[plain]}")
     if found := ALIASES.get(plain) or known.get(plain):
         return PUBLISHED[found]
-    near = [name for name in known if plain and name.startswith(plain)]
+    near = [name for name in known if plain and (name.startswith(plain) or plain.startswith(name))]
     near = near or difflib.get_close_matches(plain[:100], known, n=5, cutoff=0.5)
-    hint = "near names: " + ", ".join(known[name] for name in near) if near else "names: " + ", ".join(PUBLISHED)
+    if near:
+        hint = "near names: " + ", ".join(known[name] for name in near)
+    elif re.search(r"[(\[{]", name):  # no name at all
+        hint = 'as text a cell is Genotype(normal=[...], ...) or JSON, {"normal": [...], ...}'
+    else:
+        hint = "names: " + ", ".join(PUBLISHED)
     raise ValueError(f"{name[-200:]!r} is neither a published cell nor a file; {hint}")
 
 
@@ -134,9 +139,9 @@ def read(text: str) -> Genotype:
     return found[0]
 
 
-PRINTED = re.compile(r"\bGenotype\s*\(")
+PRINTED = re.compile(r"Genotype\s*\(")  # after anything: a module's name, or what colours a log
 BRACKETS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\#[^\n]*|[()\[\]{}]""")  # or strings and comments, which may hold some
-NUMBERS = {"int32", "int64", "float16", "float32", "float64", "tensor"}  # of numpy and torch, as they are printed
+SCALARS = {"int32", "int64", "float16", "float32", "float64", "str_", "tensor"}  # of numpy and torch, as printed
 
 
 def _closing(text: str, start: int) -> int:
@@ -185,7 +190,7 @@ def _literal(node: ast.expr, text: str):
         case ast.Call(func=ast.Name(id="list" | "tuple"), args=[inner], keywords=[]):
             return _literal(inner, text)
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant() as number]) \
-                if name in NUMBERS:
+                if name in SCALARS:
             return _literal(number, text)
     shown = (ast.get_source_segment(text, node) or "")[:60]
     raise ValueError(f"{shown!r} is code, which is not run: put what it stands for")

@@ -27,7 +27,7 @@ def launched() -> bool:
     if dist.is_torchelastic_launched():
         return True
     # A batch script, or a shell in an allocation, has SLURM_NTASKS too, but is not a step of several tasks.
-    if "RANK" not in env and _is_number(env.get("SLURM_STEP_NUM_TASKS")) and int(env["SLURM_STEP_NUM_TASKS"]) > 1:
+    if not env.get("RANK") and _is_number(env.get("SLURM_STEP_NUM_TASKS")) and int(env["SLURM_STEP_NUM_TASKS"]) > 1:
         _translate_srun()
     given = [name for name in PLACE[:3] if env.get(name)]  # MASTER_ADDR alone is set for others' sake
     if not given or env.get("WORLD_SIZE") == "1":
@@ -50,10 +50,10 @@ def _is_number(text: str | None) -> bool:
 
 def _translate_srun() -> None:
     env = os.environ
-    for name, theirs in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
-        if theirs not in env:
-            raise ValueError(f"SLURM_STEP_NUM_TASKS is set, but not {theirs}: start by srun or torchrun, or unset both")
-        env[name] = env[theirs]
+    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
+        if name not in env:
+            raise ValueError(f"SLURM_STEP_NUM_TASKS is set, but not {name}: start by srun or torchrun, or unset both")
+    env["RANK"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_LOCALID"]
     env["WORLD_SIZE"] = env["SLURM_STEP_NUM_TASKS"]
     env.setdefault("MASTER_ADDR", _first_host())
     # Above the ports that systems use, below those that they hand out; each step of a job has its own.
@@ -80,11 +80,16 @@ def init_distributed(device: torch.device) -> None:
     if not launched():
         return
     env = os.environ
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    # A restart under --max-restarts must not find the addresses of the processes before it in the store.
-    _store = dist.PrefixStore(f"restart{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # A restart under --max-restarts must not find the addresses of the processes before it in the store.
+        _store = dist.PrefixStore(f"restart{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size)
+    except (RuntimeError, ValueError) as error:  # no such port, or in use; or the others don't come
+        raise OSError(f"can't meet the other processes at {env['MASTER_ADDR']}:{env['MASTER_PORT']} "
+                      f"({str(error)[:200]}): start all {env['WORLD_SIZE']} of them, with the address of rank 0's "
+                      "machine and a port that is free there") from error
     if not dist.is_torchelastic_launched():
         by = "srun" if env.get("SLURM_PROCID") == str(rank) else "the environment variable RANK"
         log.info(f"one of {world_size} processes by {by}; they meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']}")

@@ -253,6 +253,10 @@ def load_weights(path: str, network: nn.Module) -> None:
     if "alphas_normal" in found or any("m_ops" in name for name in found):
         raise ValueError(f"--weights {path} are a search supernet's: train its genotype and test those")
     found = {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+    odd = sorted(name for name in own.keys() & found.keys() if not weights.are_usable(found[name], own[name]))
+    if odd:
+        raise ValueError(f"--weights {path} have {len(odd)} entries that are no finite numbers of floating point, as "
+                         f"{odd[0]}: give those of a sound training, neither quantized nor sparse")
     strange = {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
                (name not in own or name not in found or own[name].shape != found[name].shape)}
     if strange:

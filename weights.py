@@ -52,6 +52,16 @@ def read(path: str) -> dict[str, Tensor]:
     return plain
 
 
+def are_usable(value: Tensor, own: Tensor) -> bool:
+    """Whether a network can take these numbers for its own: dense, finite, and of floating point where those are.
+
+    Quantized ones are not of floating point.
+    """
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        return False
+    return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()
+
+
 def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 

@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import shutil
+import struct
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
@@ -101,6 +103,44 @@ def test_16_bit_grey_of_any_format_is_scaled(name, tmp_path):
 def test_32_bit_integers_are_refused_by_name(tmp_path):
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "a.tif")
     assert "32-bit integer" in cause(tmp_path / "a.tif")
+
+
+def write_tiff(path, pixels: np.ndarray, kind: int, bits: int | None = None):
+    """A TIFF file of any kind of pixels (1 whole numbers, 2 with a sign, 3 floating point), also packed ones."""
+    bits = bits or 8 * pixels.itemsize
+    width = 8 * pixels.itemsize * pixels.shape[1] // bits
+    tags = [(256, 3, width), (257, 3, pixels.shape[0]), (258, 3, bits), (259, 3, 1),
+            (262, 3, 1), (273, 4, 122), (277, 3, 1), (279, 4, pixels.nbytes), (339, 3, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in tags)
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + pixels.tobytes())
+
+
+@pytest.mark.parametrize("dtype, kind, word", [
+    (np.int16, 2, "signed 16-bit"), (np.uint32, 1, "32-bit integer"), (np.float32, 3, "floating-point"),
+    (np.float64, 3, "64 bits"), (np.float16, 3, "half precision")])
+def test_pixels_that_eight_bits_cannot_stand_for_are_named(dtype, kind, word, tmp_path):
+    write_tiff(tmp_path / "right.tif", np.full((4, 4), 514, np.uint16), 1)
+    assert (pixels(tmp_path / "right.tif") == 2).all()
+    write_tiff(tmp_path / "a.tif", np.full((4, 4), 5, dtype), kind)
+    assert word in cause(tmp_path / "a.tif") and "convert" in cause(tmp_path / "a.tif")
+
+
+def test_12_bit_pixels_are_not_taken_for_16_bits(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.full((2, 6), 255, np.uint8), 1, bits=12)
+    assert Image.open(tmp_path / "a.tif").size == (4, 2) and "12-bit" in cause(tmp_path / "a.tif")
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
+    assert pixels(tmp_path / "a.pgm")[0, :, 0].tolist() == [255, 128]  # Pillow scales these to 16
+
+
+def test_pillow_adds_no_warnings(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.tif", compression="tiff_lzw")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:60])
+    (tmp_path / "read.py").write_text(
+        "import sys\nfrom PIL import Image\nimport folders\nImage.MAX_IMAGE_PIXELS = 40  # the cases have 64\n"
+        "folders.read_image(sys.argv[1])\ntry:\n    folders.read_image(sys.argv[2])\n"
+        "except folders.ImageError as error:\n    print(error)\n")
+    outcome = run(tmp_path / "read.py", CASES / "rgba.png", tmp_path / "cut.tif")
+    assert outcome.code == 0 and outcome.out.count("\n") == 1 and not outcome.err, outcome
 
 
 @pytest.mark.parametrize("mode, key, colour", [
@@ -288,6 +328,41 @@ def test_the_flat_validation_folder_of_tiny_imagenet_is_recognised(tmp_path):
     (tmp_path / "val" / "images" / "val_0.JPEG").rename(tmp_path / "val" / "ant" / "val_0.JPEG")
     (tmp_path / "val" / "images").rmdir()
     assert data.load("folder", str(tmp_path)).test_target.tolist() == [0]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_beside_the_class_folders_are_passed_over_and_the_log_says_so(split, tmp_path, lines):
+    write_tree(tmp_path)
+    save(tmp_path / split / "left.png")
+    assert len(data.load("folder", str(tmp_path), 8).train_images) == 6
+    assert [line.split(";")[0] for line in lines] == [
+        f"{tmp_path / split}: 1 image(s) beside the class folders are passed over"]
+
+
+@pytest.mark.parametrize("place", ["train", "val/bee", "train/ant/deep"])
+def test_a_folder_that_cannot_be_read_is_refused_and_not_passed_over(place, tmp_path, monkeypatch):
+    write_tree(tmp_path)
+    save(tmp_path / "train" / "ant" / "deep" / "0.png")
+    scandir = os.scandir
+
+    def refuse(path):  # the tests may run as root, whom nothing stops
+        if str(path) == str(tmp_path / place):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError) as error:
+        folders.image_folders(tmp_path)
+    message = one_line(error)
+    assert message.startswith(f"cannot read the folder {tmp_path / place} (Permission denied): make it readable")
+
+
+def test_a_class_without_images_is_told_how_their_names_end(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "bee" / "0.png").rename(tmp_path / "train" / "bee" / "0.gif")
+    (tmp_path / "train" / "bee" / "1.png").rename(tmp_path / "train" / "bee" / "1.gif")
+    with pytest.raises(ValueError) as error:
+        folders.image_folders(tmp_path)
+    assert ".jpg .jpeg .png" in one_line(error) and "1 class(es): bee" in one_line(error)
 
 
 # ---- whole folders

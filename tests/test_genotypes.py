@@ -107,7 +107,8 @@ def test_a_file_comes_before_a_name_spelt_in_another_way(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, near", [
     ("PDART", "PDARTS"), ("DARTS_V3", "DARTS_V2"), ("PC_DART", "PC_DARTS_cifar"), ("AmebaNet", "AmoebaNet"),
-    ("DrNAS", "DrNAS_imagenet"), ("DrNAS", "DrNAS_cifar10"), ("CDARTS", "CDARTS_image"), ("SGAS_Cri2", "SGAS_Cri2_")])
+    ("DrNAS", "DrNAS_imagenet"), ("DrNAS", "DrNAS_cifar10"), ("CDARTS", "CDARTS_image"), ("SGAS_Cri2", "SGAS_Cri2_"),
+    ("P-DARTS-CIFAR100", "near names: PDARTS$"), ("NASNet-A", "near names: NASNet$")])
 def test_an_unknown_name_lists_the_near_ones(name, near):
     with pytest.raises(ValueError, match=near) as error:
         genotypes.load(name)
@@ -122,6 +123,15 @@ def test_a_name_that_is_no_cell_is_an_error_of_one_line(name):
     with pytest.raises(ValueError) as error:
         genotypes.load(name)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", [
+    str, lambda cell: str(cell).replace("G", "g", 1), lambda cell: str(dict(cell._asdict()))[1:],
+    lambda cell: f"12:00 {json.dumps(cell._asdict())}"], ids=["tuple", "genotype(", "dict(", "JSON after something"])
+def test_a_text_in_another_form_is_told_the_two_forms_there_are_instead_of_36_names(form):
+    cell = genotypes.load("PDARTS")
+    message = one_line(form(tuple(cell) if form is str else cell))
+    assert "Genotype(normal=" in message and "JSON" in message and "AmoebaNet" not in message
 
 
 def test_a_directory_without_genotype_is_an_error_that_names_it(tmp_path):
@@ -273,12 +283,13 @@ def test_json_is_read_from_an_argument_and_nested_or_with_weights():
     "connectN=None, connects=None)",  # GDAS
     "Genotype(  # don't (mind this\n normal={normal},  # [\n normal_concat={normal_concat}, reduce={reduce},\n"
     "reduce_concat={reduce_concat},\n)",
+    "\x1b[32mGenotype({normal}, {normal_concat}, {reduce}, {reduce_concat})\x1b[0m",  # a coloured log
 ])
 def test_other_ways_to_write_the_same_cell(form):
     cell = genotypes.load("PDARTS")
     assert genotypes.load(form.format(**cell._asdict())) == cell
     as_numpy = form.format(**cell._asdict() | {  # as NumPy 2 prints its numbers
-        "normal": "[" + ", ".join(f"({op!r}, np.int64({i}), np.float32(0.5))" for op, i in cell.normal) + "]"})
+        "normal": "[" + ", ".join(f"(np.str_({op!r}), np.int64({i}), np.float32(0.5))" for op, i in cell.normal) + "]"})
     assert genotypes.load(as_numpy) == cell
 
 

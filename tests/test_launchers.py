@@ -1,12 +1,26 @@
 """Launchers: torchrun's variables set by anyone, srun, half a set, shells in an allocation, who loads data first."""
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from scripts import ROOT, by_hand, error_line, free_port, metrics, run, the_run, together, write_images
+from scripts import (
+    ROOT,
+    by_hand,
+    epochs_done,
+    error_line,
+    free_port,
+    metrics,
+    run,
+    start,
+    the_run,
+    together,
+    write_images,
+)
 
 import parallel
 
@@ -78,6 +92,40 @@ def test_half_a_set_is_refused_in_one_line(environment, words, tmp_path):
     outcome = run("train_cifar.py", *TINY, "--save", tmp_path / "runs", env=environment)
     message = error_line(outcome, 1)
     assert all(word in message for word in words), message
+    assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+ALONE = [{"RANK": ""}, {"RANK": "3"}, {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4"}]
+
+
+@pytest.mark.parametrize("environment", ALONE, ids=["empty", "half a set", "a task whose step is hidden"])
+def test_a_process_that_is_not_one_of_several_says_what_is_wrong_itself(environment, tmp_path):
+    outcome = run("train_cifar.py", "--epoch", 1, cwd=tmp_path, env=environment)
+    assert "--epochs" in error_line(outcome, 2) and outcome.err.count("\n") == 1
+
+
+def test_a_task_whose_step_is_hidden_says_what_it_does(tmp_path):
+    outcome = run("train_cifar.py", *TINY, "--save", tmp_path, env=ALONE[2])
+    assert outcome.code == 0 and " on 1 x " in outcome.err and "test accuracy last" in outcome.err
+
+
+def test_where_another_process_dies_the_rest_end_in_one_line_and_can_go_on(tmp_path):
+    options = [*TINY, "--epochs", 200, "--save", tmp_path]
+    first, second = (start("train_cifar.py", *options, env=environment) for environment in by_hand(2))
+    first.wait_until(lambda: any(tmp_path.iterdir()) and epochs_done(the_run(tmp_path)) >= 1)
+    second.signal(signal.SIGKILL)
+    message = error_line(first.wait(), 1)
+    assert "another process of this run has ended" in message and f"--resume {the_run(tmp_path)}" in message
+
+
+@pytest.mark.parametrize("port", ["abc", "99999", "taken"])
+def test_a_place_where_processes_cannot_meet_is_named_in_one_line(port, tmp_path):
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1]) if port == "taken" else port
+        outcome = run("train_cifar.py", *TINY, "--save", tmp_path / "runs", env=by_hand(2)[0] | {"MASTER_PORT": port})
+    assert f"can't meet the other processes at 127.0.0.1:{port} (" in error_line(outcome, 1)
     assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 

@@ -137,27 +137,28 @@ def assert_survives_a_kill_after(files, script, options, expected, save, run_as)
 
 STOPS_AT = """
 import parallel
-count, sys.argv = int(sys.argv[1]), sys.argv[2:]
+count, number, sys.argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 def stop_if_asked(ask=parallel.stop_if_asked):
     global count
     count -= 1
     if count == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
     ask()
 parallel.stop_if_asked = stop_if_asked
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, steps, every, also", [
-    (SEARCH, 2, 5, []), (SEARCH, 2, 13, ["--grad_checkpoint", "--amp", "bf16"]), (CIFAR, 6, 5, [])])
+@pytest.mark.parametrize("script, steps, every, also, number", [
+    (SEARCH, 2, 5, [], signal.SIGUSR1), (SEARCH, 2, 13, ["--grad_checkpoint", "--amp", "bf16"], signal.SIGUSR2),
+    (CIFAR, 6, 5, [], signal.SIGTERM)])
 def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
-        script, steps, every, also, data, run_as, tmp_path):
+        script, steps, every, also, number, data, run_as, tmp_path):
     options = [*OPTIONS[script], *data, "--batch_size", 4, "--epochs", 3, *also]
     expected = kill_loop.undisturbed(script, options, tmp_path / "undisturbed")
     where, stops = [*options, "--save", tmp_path / "stopped"], []
-    while (outcome := run_as(STOPS_AT, [every], script, *where)).code:
-        assert outcome.code == 128 + signal.SIGTERM, outcome
+    while (outcome := run_as(STOPS_AT, [every, int(number)], script, *where)).code:
+        assert outcome.code == 128 + number, outcome
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]

@@ -226,14 +226,18 @@ def undisturbed(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(script, images, tmp_path_factory):
-    """The same run with two workers, stopped by SIGTERM, to them too, after its first epoch."""
-    save = tmp_path_factory.mktemp("stopped")
+    """The same run with two workers, stopped by SIGTERM."""
+    return stop(script, images, tmp_path_factory.mktemp("stopped"), signal.SIGTERM)
+
+
+def stop(script, images, save, number):
+    """A run with two workers, stopped by a signal, to them too, after its first epoch: its directory and its end."""
     process = start(*script, *options_for(images, save, workers=2))
     process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
     workers = children(process.pid)
     assert len(workers) >= 2
     for pid in (*workers, process.pid):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
     return the_run(save), process.wait()
 
 
@@ -354,9 +358,9 @@ def test_an_auxiliary_head_is_refused_on_images_too_small_for_it(images, tmp_pat
 
 # ---- kill, stop, continue
 
-def continuation(outcome):
+def continuation(outcome, code=143):
     """The command that a stopped run names in its last line, without `python`."""
-    assert outcome.code == 143 and "Traceback" not in outcome.err
+    assert outcome.code == code and "Traceback" not in outcome.err
     command = shlex.split(outcome.err.splitlines()[-1].split(": ")[-1])
     assert command[0] == "python"
     return command[1:]
@@ -370,6 +374,16 @@ def test_sigterm_ends_a_run_with_workers_with_status_143_and_a_command_that_cont
     outcome = run(script[0], *command)  # as it stands, nothing added
     assert outcome.code == 0, outcome
     assert_same_result(run_dir, undisturbed[0])  # whose images were read without workers
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_clusters_warning_to_all_processes_ends_a_run_likewise(name, script, images, undisturbed, tmp_path):
+    number = signal.Signals[name]
+    run_dir, outcome = stop(script, images, tmp_path, number)
+    command = continuation(outcome, 128 + number)
+    assert epochs_done(run_dir) < EPOCHS and f"stopped by {name}" in outcome.err
+    assert run(script[0], *command).code == 0
+    assert_same_result(run_dir, undisturbed[0])
 
 
 def test_a_run_killed_at_any_moment_continues_to_the_same_result(script, images, undisturbed, tmp_path):
@@ -485,6 +499,13 @@ def test_a_corrupt_image_is_named_also_by_a_worker(script, images, tmp_path, spl
     outcome = run(*script, *ONCE, "--tmp_data_dir", root, "--workers", workers, "--save", tmp_path / "runs")
     message = error_line(outcome, code=1)
     assert f"{path}: " in message and MEND.search(message)
+
+
+def test_a_line_break_in_the_name_of_a_corrupt_image_leaves_one_line(images, tmp_path):
+    root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
+    (root / "train" / "bee" / "two\nlines.png").write_bytes(b"")
+    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
+    assert "two lines.png: empty" in error_line(outcome, code=1) and "continue with" in outcome.err
 
 
 def damage(path):

@@ -99,6 +99,10 @@ def wrong(name, state, canary):
         "whole": network(), "wrapped": nn.DataParallel(network()), "whole, beside": {"model": network(), "epoch": 1},
         "other classes": network(100).state_dict(), "no head": {k: v for k, v in state.items() if "classif" not in k},
         "another cell": network(cell="random:1").state_dict(),
+        "sparse": {**state, "classifier.weight": state["classifier.weight"].to_sparse()},
+        "nowhere": {**state, "classifier.weight": state["classifier.weight"].to("meta")},
+        "whole numbers": {**state, "classifier.weight": state["classifier.weight"].to(torch.int8)},
+        "diverged": {**state, "classifier.weight": state["classifier.weight"] * float("nan")},
     }[name]
 
 
@@ -111,7 +115,8 @@ WHOLE = "whole pickled network.*torch.save\\(network.state_dict\\(\\), FILE\\)"
     ("a scalar for a tensor", "no state_dict"), ("a Namespace", "no state_dict"), ("twice", "twice"),
     ("in itself", "no state_dict"), ("whole", WHOLE), ("wrapped", WHOLE), ("whole, beside", WHOLE),
     ("other classes", "are for 100 classes .* the data has 10"), ("no head", "lack the classifier"),
-    ("another cell", "another network's")])
+    ("another cell", "another network's"), *((name, "1 entries that are no finite numbers .*classifier.weight") for name
+                                             in ("sparse", "nowhere", "whole numbers", "diverged"))])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_what_holds_no_weights_of_the_network_is_refused_in_one_line(name, text, zipped, state, tmp_path):

@@ -34,10 +34,15 @@ def get_args_parser() -> cli.Parser:
 
 
 def settle(network: nn.Module, images: Tensor) -> nn.Module:
-    """Give the norms the statistics of these images, so that the logits are neither all alike nor huge."""
+    """Give the norms the statistics of these images: else all images have nearly the same logits.
+
+    The norms' biases are 1, so that most of what reaches a ReLU passes: deep random networks would else enlarge every
+    rounding error ten thousand times, and equal logits could not be told from others.
+    """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
+            nn.init.ones_(module.bias)
     network.fast = False
     network.train()(images)
     return network.eval()
@@ -77,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     import onnxruntime
-    print(f"{machine()}, onnxruntime {onnxruntime.__version__}, {args.arch}, median of {args.repeats}")
+    print(f"{machine()}, onnxruntime {onnxruntime.__version__}, {args.arch}, median of {args.repeats}", flush=True)
     genotype, results = genotypes.load(args.arch), {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (entry, size) in NETWORKS.items():

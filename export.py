@@ -102,11 +102,9 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 def accuracy_of(run_dir: str, path: str) -> float | None:
     """The test accuracy in % that the run has recorded of its weights.pt or best.pt; None for any other file."""
     _, metrics = runs.read_run(run_dir)
-    accuracies = [record["test_acc"] for record in metrics]
-    for name, value in (("weights.pt", accuracies[-1:]), ("best.pt", [max(accuracies, default=None)])):
-        if Path(path).resolve() == Path(run_dir, name).resolve():
-            return value[0]
-    return None
+    accuracies = [record["test_acc"] for record in metrics] or [None]
+    known = {"weights.pt": accuracies[-1], "best.pt": max(accuracies)}
+    return next((value for name, value in known.items() if Path(path).resolve() == Path(run_dir, name).resolve()), None)
 
 
 def read_images(kind: str, args: Namespace, trained: dict) -> tuple[Tensor, dict]:

@@ -101,6 +101,7 @@ def add_evaluation_options(parser: Parser, fewest_channels: int, rate: str):
     optimization = parser.add_argument_group("optimization").add_argument
     optimization("--epochs", type=number(int, 1), help="passes over the training images")
     add_weight_options(optimization, rate)
+    optimization("--init_weights", metavar="FILE", help="start from these weights; default: from random ones")
     add = parser.add_argument_group("testing").add_argument
     add("--eval", action="store_true", help="only test --weights on the test set")
     add("--weights", help="a state_dict, or a checkpoint that holds one; no default: --eval needs it")
@@ -146,6 +147,8 @@ def parse_args(parser: Parser, kind: str) -> Namespace:
                 parser.error(f"--{name} {value} differs from the run's {saved.get(name)}: leave it out with --resume")
     if "eval" in args and args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
+    if "eval" in args and args.eval and args.init_weights:
+        parser.error("--eval trains nothing that --init_weights could start: leave one out")
     return args
 
 

@@ -63,6 +63,15 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
 
 
+def describe(classes: list[str], mean, std, image_size: int) -> dict:
+    """What one has to know of a data set to predict with a network trained on it, as it is written into files.
+
+    mean, std: per channel, of pixels in [0, 1]; written for RGB, where grey images have three equal channels.
+    """
+    return {"classes": list(classes), "mean": [*mean] * (3 // len(mean)), "std": [*std] * (3 // len(std)),
+            "image_size": image_size}
+
+
 def search_split(dataset: DataSet, train_portion: float):
     """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
     images, target = dataset.train_images, dataset.train_target

@@ -1,6 +1,8 @@
 """Epochs: the meter that every loop feeds, everyone's evaluation, and how the evaluation scripts train."""
 import contextlib
+import json
 import math
+import shlex
 import sys
 import time
 from functools import partial
@@ -231,15 +233,16 @@ def finish_epoch(state: dict, record: dict, parts: dict, run_dir: Path) -> None:
 
 
 def report(state: dict, network: nn.Module, run_dir: Path) -> None:
-    """Write the last epoch's weights, say what the run reached, and draw it."""
+    """Write the last epoch's weights, draw the run, say what it reached and how to take the network away."""
     last = state["metrics"][-1]
     if parallel.rank() == 0:
         runs.save_weights(run_dir / "weights.pt", network)
+        log.info(f"pictures: {visualize.draw_run(run_dir)}")
     hours = sum(record["seconds"] for record in state["metrics"]) * parallel.world_size() / 3600
     log.info(f"{run_dir}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
              f"best {state['best_acc']:.2f}% (epoch {state['best_epoch']}, best.pt); {hours:.2f} device-hours")
-    if parallel.rank() == 0:
-        log.info(f"pictures: {visualize.draw_run(run_dir)}")
+    command = ["python", "export.py", str(run_dir), "--onnx", str(run_dir / "network.onnx")]
+    log.info(f"export it: {shlex.join(command)}")
 
 
 def test_weights(network: nn.Module, batches, args) -> None:
@@ -249,18 +252,23 @@ def test_weights(network: nn.Module, batches, args) -> None:
         **test(network, batches, "test")))
 
 
-def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, image_size: int, batches, test_batches,
+def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, about: dict, batches, test_batches,
           learning_rate, args, set_epoch=None) -> None:
     """A whole run: open or resume its directory, train and test every epoch, say what was reached.
 
-    test_batches() gives a pass over the test set, learning_rate(args, epoch) that of an epoch from 0. set_epoch(epoch,
-    step), for batches that can't be saved in a checkpoint, tells them where to begin.
+    about: the data set, as `data.describe` gives it. test_batches() gives a pass over the test set,
+    learning_rate(args, epoch) that of an epoch from 0. set_epoch(epoch, step), for batches that can't be saved in a
+    checkpoint, tells them where to begin.
     """
     device = network.classifier.weight.device
+    if args.init_weights and not (args.resume and Path(args.resume, "checkpoint.pt").exists()):  # which has all
+        runs.start_from(args.init_weights, network)
     run_dir = runs.open_run_dir(kind, args, device)
     if parallel.rank() == 0:
         genotypes.save(genotype, run_dir / "genotype.json")
-    log_start(run_dir, args, device, network, image_size)
+        if not (run_dir / "data.json").exists():  # data that don't fit a resumed run must not change it
+            runs.write_file(run_dir / "data.json", json.dumps(about).encode())
+    log_start(run_dir, args, device, network, about["image_size"])
     optimizer = torch.optim.SGD(network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay,
                                 fused=True)
     trained, scaler = prepare(network, device, args)

@@ -126,6 +126,19 @@ def read_run(run_dir) -> tuple[dict, list[dict]]:
         raise ValueError(f"{path} is damaged: --resume of the run writes it anew") from None
 
 
+def last_weights(run_dir) -> str:
+    """The path of a finished training's weights.pt. Raises ValueError where the run is none, or not finished."""
+    (record, metrics), best = read_run(run_dir), Path(run_dir) / "best.pt"
+    if record["kind"] not in ("eval", "imagenet"):
+        raise ValueError(f"{run_dir} is a run of kind {record['kind']}, which leaves no network: train its cell and "
+                         "name that run")
+    if not (Path(run_dir) / "weights.pt").exists():
+        instead = f", or give {best} as weights" if best.exists() else ""
+        raise ValueError(f"{run_dir} is not finished, {len(metrics)} of {record['args'].get('epochs')} epochs are "
+                         f"done: continue it with --resume{instead}")
+    return str(Path(run_dir) / "weights.pt")
+
+
 def read_alphas(run_dir) -> dict[str, numpy.ndarray]:
     """What alphas.npz holds: per stage and cell alphas (epochs, 14, K) and candidates (14, K). Raises ValueError."""
     try:
@@ -249,18 +262,48 @@ def load_weights(path: str, network: nn.Module) -> None:
 
     Raises ValueError, in one line, where they are not this network's.
     """
-    found, own = weights.read(path), network.state_dict()
+    _load("--weights", path, _read_weights("--weights", path, network), network)
+
+
+def start_from(path: str, network: nn.Module) -> None:
+    """Load the weights that --init_weights names, to be trained further; the log says of it.
+
+    The classifier, or the auxiliary head, stays as it is where the file's has other sizes, or where there is none.
+    Raises ValueError, in one line, where the rest is not this network's.
+    """
+    found, own = _read_weights("--init_weights", path, network), network.state_dict()
+    strange, anew = _strange(found, own), []
+    for head in ("classifier", "auxiliary_head"):
+        if any(name.startswith(f"{head}.") for name in strange):
+            found |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+            anew.append(head.replace("_", " "))
+    _load("--init_weights", path, found, network)
+    log.info(f"starting from the weights of {path}"
+             + (f"; anew, because the sizes differ: {' and '.join(anew)}" if anew else ""))
+
+
+def _read_weights(option: str, path: str, network: nn.Module) -> dict:
+    """A file's weights, without an auxiliary head if the network has none."""
+    found, own = weights.read(path, option), network.state_dict()
     if "alphas_normal" in found or any("m_ops" in name for name in found):
-        raise ValueError(f"--weights {path} are a search supernet's: train its genotype and test those")
-    found = {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+        raise ValueError(f"{option} {path} are a search supernet's: train its genotype and give the weights of that")
     odd = sorted(name for name in own.keys() & found.keys() if not weights.are_usable(found[name], own[name]))
     if odd:
-        raise ValueError(f"--weights {path} have {len(odd)} entries that are no finite numbers of floating point, as "
+        raise ValueError(f"{option} {path} have {len(odd)} entries that are no finite numbers of floating point, as "
                          f"{odd[0]}: give those of a sound training, neither quantized nor sparse")
-    strange = {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
-               (name not in own or name not in found or own[name].shape != found[name].shape)}
-    if strange:
-        raise ValueError(f"--weights {path} {_misfit(strange, found, own)}")
+    return {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+
+
+def _strange(found: dict, own: dict) -> set[str]:
+    """The names that only one of two state_dicts has, or with another shape."""
+    return {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
+            (name not in own or name not in found or own[name].shape != found[name].shape)}
+
+
+def _load(option: str, path: str, found: dict, network: nn.Module) -> None:
+    own = network.state_dict()
+    if strange := _strange(found, own):
+        raise ValueError(f"{option} {path} {_misfit(strange, found, own)}")
     network.load_state_dict(found, strict=False)
 
 
@@ -275,8 +318,8 @@ def _misfit(strange: set[str], found: dict, own: dict) -> str:
                 "they were trained on; --arch and the sizes fit")
     if all(name.startswith("auxiliary_head.") for name in strange):
         return "have no auxiliary head that fits: leave out --auxiliary, testing needs none"
-    return (f"are another network's ({len(strange)} of {len(own)} entries differ, as {min(strange)}): check --arch, "
-            "--init_channels, --layers and the data set")
+    return (f"are another network's ({len(strange)} of {len(own)} entries differ, as {min(strange)}): check the "
+            "cell (--arch), --init_channels, --layers and the data set")
 
 
 # ---- TensorBoard

@@ -63,7 +63,8 @@ def main(args: Namespace) -> None:
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     batches = data.Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
                            utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
-    engine.train("eval", network, genotype, image_size, batches, test_batches, learning_rate, args)
+    about = data.describe(dataset.classes, dataset.mean, dataset.std, image_size)
+    engine.train("eval", network, genotype, about, batches, test_batches, learning_rate, args)
 
 
 if __name__ == "__main__":

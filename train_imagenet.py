@@ -75,7 +75,8 @@ def main(args: Namespace) -> None:
     network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
         return engine.test_weights(network, val_loader, args)
-    engine.train("imagenet", network, genotype, args.image_size, train_loader, lambda: val_loader, learning_rate, args,
+    about = data.describe(classes, *data.IMAGENET_STATS, args.image_size)
+    engine.train("imagenet", network, genotype, about, train_loader, lambda: val_loader, learning_rate, args,
                  set_epoch=partial(data.set_epoch, train_loader))
 
 

@@ -28,26 +28,26 @@ class Ignored:
         pass
 
 
-def read(path: str) -> dict[str, Tensor]:
-    """The tensors in a file by their plain names. Raises ValueError, in one line that calls it --weights."""
+def read(path: str, option: str = "--weights") -> dict[str, Tensor]:
+    """The tensors in a file by their plain names. Raises ValueError, in one line that calls it what `option` says."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([(Ignored, name) for name in BESIDE]):
             warnings.simplefilter("ignore")  # about what is refused below anyway
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"--weights {path}: no such file; name one that weights were saved in") from None
+        raise ValueError(f"{option} {path}: no such file; name one that weights were saved in") from None
     except Exception as error:  # damage, or code, can show itself in any way
-        raise ValueError(f"--weights {path} {_cause(path, str(error))}") from None
+        raise ValueError(f"{option} {path} {_cause(path, str(error))}") from None
     for _ in range(8):  # a hostile file can nest without end
         weights = next((weights[key] for key in NESTED if isinstance(weights, dict) and
                         isinstance(weights.get(key), dict)), weights)
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
                                                 for name, value in weights.items()):
-        raise ValueError(f"--weights {path} holds no state_dict: give a file of a network's weights")
+        raise ValueError(f"{option} {path} holds no state_dict: give a file of a network's weights")
     kept = {name: value for name, value in weights.items() if name.split(".")[-1] not in COUNTED}
     plain = {_plain(name): value for name, value in kept.items()}
     if len(plain) < len(kept):
-        raise ValueError(f"--weights {path} holds weights twice, with and without module. or _orig_mod. in their "
+        raise ValueError(f"{option} {path} holds weights twice, with and without module. or _orig_mod. in their "
                          "names: give a file of one network's")
     return plain
 
@@ -60,6 +60,21 @@ def are_usable(value: Tensor, own: Tensor) -> bool:
     if value.layout != torch.strided or value.is_nested or value.is_meta:
         return False
     return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()
+
+
+def sizes(path: str) -> dict:
+    """What an evaluation network's weights tell of it: kind (of run), init_channels, num_classes, layers.
+
+    Raises ValueError as `read`, and where they are no such network's.
+    """
+    tensors = read(path)
+    kind, stem = ("eval", "stem.0.weight") if "stem.0.weight" in tensors else ("imagenet", "stem0.3.weight")
+    cells = {name.split(".")[1] for name in tensors if name.startswith("cells.")}
+    if not {stem, "classifier.weight"} <= tensors.keys() or not cells or "alphas_normal" in tensors:
+        raise ValueError(f"--weights {path} are not those of a trained cell's network: give a training's weights.pt")
+    channels = len(tensors[stem])
+    return {"kind": kind, "num_classes": len(tensors["classifier.weight"]), "layers": len(cells),
+            "init_channels": channels // 3 if kind == "eval" else channels}
 
 
 def _plain(name: str) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from scripts import error_line, run
+from scripts import error_line, run, snapshot, the_run, write_images
 from torch import nn
 
 import genotypes
 import runs
-from model import NetworkCIFAR
+from model import NetworkCIFAR, NetworkImageNet
 
 TINY = ["--init_channels", 2, "--layers", 3, "--device", "cpu"]
 
@@ -147,3 +147,60 @@ def test_a_plain_pickle_is_refused(state, tmp_path):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(state))
     with pytest.raises(ValueError, match="w.pkl"):
         runs.load_weights(str(tmp_path / "w.pkl"), network())
+
+
+# ---- weights to start from
+
+@pytest.mark.parametrize("network_class, theirs, ours, anew", [
+    (NetworkCIFAR, (10, False), (10, False), []), (NetworkCIFAR, (10, False), (3, False), ["classifier"]),
+    (NetworkCIFAR, (10, True), (10, False), []), (NetworkCIFAR, (10, True), (10, True), []),
+    (NetworkImageNet, (10, True), (3, True), ["classifier", "auxiliary head"]),
+    (NetworkCIFAR, (10, False), (10, True), ["auxiliary head"])])
+def test_a_training_starts_from_weights_and_with_new_heads_where_the_sizes_differ(
+        network_class, theirs, ours, anew, tmp_path, caplog):
+    torch.manual_seed(0)
+    found, own = (network_class(4, classes, 1, auxiliary, genotypes.load("PDARTS")) for classes, auxiliary in
+                  (theirs, ours))
+    torch.save({"state_dict": renamed("module.")(found.state_dict())}, tmp_path / "w.pt")
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with caplog.at_level("INFO", logger="pdarts"):
+        runs.start_from(str(tmp_path / "w.pt"), own)
+    for name, value in own.state_dict().items():
+        kept = name.split(".")[0].replace("_", " ") in anew
+        assert torch.equal(value, before[name] if kept else found.state_dict()[name]), name
+    message, = caplog.messages
+    assert message.endswith(f"anew, because the sizes differ: {' and '.join(anew)}" if anew else "w.pt")
+
+
+def test_a_backbone_without_a_classifier_gets_a_new_one(state, tmp_path):
+    torch.save({name: value for name, value in state.items() if "classif" not in name}, tmp_path / "w.pt")
+    own = network(3)
+    runs.start_from(str(tmp_path / "w.pt"), own)
+    assert torch.equal(own.stem[0].weight, state["stem.0.weight"]) and len(own.classifier.weight) == 3
+
+
+@pytest.mark.parametrize("name, text", [("another cell", "another network's.*--arch"), ("whole", WHOLE),
+                                        ("twice", "twice"), ("a class", "more than weights")])
+def test_other_weights_to_start_from_are_refused(name, text, state, tmp_path):
+    torch.save(wrong(name, state, tmp_path / "executed"), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=text) as error:
+        runs.start_from(str(tmp_path / "w.pt"), network())
+    assert str(error.value).startswith(f"--init_weights {tmp_path / 'w.pt'} ")
+
+
+def test_a_run_starts_from_weights_and_says_so(state, tmp_path):
+    write_images(tmp_path / "images", val=2)
+    torch.save(state, tmp_path / "w.pt")
+    options = [*TINY, "--dataset", "folder", "--tmp_data_dir", "images", "--image_size", 8, "--batch_size", 24,
+               "--epochs", 1, "--init_weights", "w.pt"]
+    outcome = run("train_cifar.py", *options, "--learning_rate", 0, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    run_dir = the_run(tmp_path / "runs")
+    said = "starting from the weights of w.pt; anew, because the sizes differ: classifier"
+    assert said in (run_dir / "log.txt").read_text().splitlines()[0] and said in outcome.err
+    trained = torch.load(run_dir / "weights.pt", weights_only=True)
+    for name, _ in network(2).named_parameters():
+        assert name.startswith("classifier.") or torch.equal(trained[name], state[name]), name
+    before = snapshot(tmp_path)
+    outcome = run("train_cifar.py", *options, "--eval", "--weights", run_dir / "weights.pt", cwd=tmp_path)
+    assert "--init_weights" in error_line(outcome, 2) and snapshot(tmp_path) == before

@@ -1,0 +1,104 @@
+"""The evaluation networks for programs of others, by torch.hub: from GitHub or, with source="local", from a folder.
+
+    network = torch.hub.load("OWNER/REPO", "pdarts_cifar", weights="runs/eval-try-TIME").eval()
+In evaluation mode they return logits alone. docs/use.md leads from a search to a prediction.
+"""
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+dependencies = ["numpy", "torch", "torchvision"]
+HERE = Path(__file__).resolve().parent
+SIZES = "genotype", "num_classes", "init_channels", "layers"
+
+
+def _is_of_others(name: str) -> bool:
+    """Whether a module that is imported already has a name of ours, but comes from elsewhere."""
+    first = HERE / name.split(".")[0]
+    if not (first.is_dir() or first.with_suffix(".py").is_file()):
+        return False
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is None or Path(file).resolve().parent not in (HERE, HERE / "fast")
+
+
+def _import(*names: str):
+    """Modules of this repository. Their plain names (model, utils) may be those of the caller's own, which stay."""
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_of_others(name)}
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.modules.update(others)
+
+
+genotypes, model, runs, weights_of = _import("genotypes", "model", "runs", "weights")
+
+
+def _alone(output: tuple):
+    """The logits, and in training with an auxiliary head the pair of logits and auxiliary logits."""
+    logits, logits_aux = output
+    return logits if logits_aux is None else (logits, logits_aux)
+
+
+class NetworkCIFAR(model.NetworkCIFAR):
+    """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
+
+    def forward(self, images):
+        return _alone(super().forward(images))
+
+
+class NetworkImageNet(model.NetworkImageNet):
+    """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
+
+    def forward(self, images):
+        return _alone(super().forward(images))
+
+
+def pdarts_cifar(genotype="PDARTS", num_classes=10, init_channels=36, layers=20, auxiliary=False, weights=None):
+    """The network for small images, of section 4.3 of the paper: a torch.nn.Module, images (B, 3, H, W) -> logits.
+
+    genotype: whatever train_cifar.py --arch takes (a published name, random:SEED, a run directory, a file, a text), or
+    a Genotype. weights: a file, as --weights takes it, or the directory of a finished run of train_cifar.py. Then
+    genotype, num_classes, init_channels and layers follow from the run, and the network has its `classes` (names),
+    `mean` and `std` (of RGB pixels in [0, 1]) and `image_size` as attributes. Raises ValueError where something is
+    unknown, or doesn't fit.
+    """
+    asked = genotype, num_classes, init_channels, layers
+    return _build(NetworkCIFAR, "eval", asked, pdarts_cifar.__defaults__, auxiliary, weights)
+
+
+def pdarts_imagenet(genotype="PDARTS", num_classes=1000, init_channels=48, layers=14, auxiliary=False, weights=None):
+    """The network for ImageNet and the like, of section 4.4; everything else as pdarts_cifar, by train_imagenet.py."""
+    asked = genotype, num_classes, init_channels, layers
+    return _build(NetworkImageNet, "imagenet", asked, pdarts_imagenet.__defaults__, auxiliary, weights)
+
+
+def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: bool, weights):
+    cells = [genotypes.load(str(cell)) if isinstance(cell, (str, os.PathLike)) else cell
+             for cell in (asked[0], defaults[0])]
+    asked, defaults, about = (cells[0], *asked[1:]), (cells[1], *defaults[1:4]), {}
+    if weights is not None and os.path.isdir(weights):
+        asked, about = _follow(Path(weights), kind, asked, defaults)
+        weights = runs.last_weights(weights)
+    genotype, num_classes, init_channels, layers = asked
+    network = network_class(init_channels, num_classes, layers, auxiliary, genotype)
+    for name, value in about.items():
+        setattr(network, name, value)
+    if weights is not None:
+        runs.load_weights(str(weights), network)
+    return network
+
+
+def _follow(run_dir: Path, kind: str, asked: tuple, defaults: tuple) -> tuple[tuple, dict]:
+    """What a run directory says in place of what was asked for, which must not contradict it, and its data set."""
+    sizes = weights_of.sizes(runs.last_weights(run_dir))
+    if sizes["kind"] != kind:
+        right = {"eval": "pdarts_cifar", "imagenet": "pdarts_imagenet"}[sizes["kind"]]
+        raise ValueError(f"{run_dir} is a run of kind {sizes['kind']}: use {right}")
+    found = genotypes.load(str(run_dir)), *(sizes[name] for name in SIZES[1:])
+    for name, one, other, default in zip(SIZES, asked, found, defaults):
+        if one not in (other, default):
+            raise ValueError(f"{name} of {run_dir} is another ({other}, not {one}): leave it out")
+    path = run_dir / "data.json"  # not in older runs
+    return found, json.loads(path.read_text()) if path.exists() else {}

@@ -76,7 +76,7 @@ def _by_name(name: str) -> Genotype:
     if near:
         hint = "near names: " + ", ".join(known[name] for name in near)
     elif re.search(r"[(\[{]", name):  # no name at all
-        hint = 'as text a cell is Genotype(normal=[...], ...) or JSON, {"normal": [...], ...}'
+        hint = 'give its text as Genotype(normal=[...], ...) or JSON, {"normal": [...], ...}'
     else:
         hint = "names: " + ", ".join(PUBLISHED)
     raise ValueError(f"{name[-200:]!r} is neither a published cell nor a file; {hint}")

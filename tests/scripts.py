@@ -1,7 +1,8 @@
 """Run the scripts as a person runs them: processes of their own, with one thread, judged by what they leave behind.
 
-A script takes seconds to import torch, and the tests run dozens. So `start` and `run` fork them from a server that has
-imported it; `run_fresh` starts an interpreter, as a shell does.
+A script takes seconds to import torch and more to draw its pictures, and the tests run dozens. So `start` and `run`
+fork them from a server that has imported it, and save sketches; `run_fresh` starts an interpreter, as a shell does.
+    python tests/scripts.py SCRIPT OPTIONS...         # what other programs start with sketches
 """
 import importlib
 import json
@@ -77,11 +78,20 @@ def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
 
 
 def be(argv: list[str]) -> None:
-    """Be `python argv...`, with small pictures: a short run would else spend its time on them."""
+    """Be `python argv...`, with sketches for pictures."""
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
-    importlib.import_module("visualize").DPI = 20
+    importlib.import_module("visualize").Figure.savefig = sketch
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def sketch(figure, file, format, **options) -> None:
+    """In the place of a figure's savefig: a dot, and as SVG the numbers that its lines go through."""
+    if format == "png":
+        Image.new("L", (1, 1)).save(file, "PNG")
+    else:
+        lines = [line.get_xydata().tolist() for ax in figure.axes for line in ax.lines]
+        file.write(f"<svg>{lines}</svg>".encode())
 
 
 def start(script, *options, cwd=None, env=None) -> Script:
@@ -167,3 +177,8 @@ def error_line(outcome: Outcome, code: int) -> str:
     line, = [line for line in (outcome.out + outcome.err).splitlines() if "error: " in line]
     assert outcome.err.endswith(line + "\n"), outcome.err
     return line
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    be(sys.argv[1:])

@@ -53,8 +53,7 @@ def job_script(folder, options):
     job = folder / "job.sh"
     job.write_text(text.replace(ours, shlex.join([str(ROOT / CIFAR), *map(str, options)])))
     programs = {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> requeued',
-                "python": f"PYTHONPATH={ROOT / 'tests'} exec {sys.executable} -c "
-                          "'import scripts, sys; scripts.be(sys.argv[1:])' \"$@\""}
+                "python": f'exec {sys.executable} {ROOT}/tests/scripts.py "$@"'}
     for name, line in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{line}\n")
         (folder / name).chmod(0o755)

@@ -11,6 +11,7 @@ import torch
 from scripts import ROOT, by_hand, children, metrics, the_run, together
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+SKETCHING = str(ROOT / "tests" / "scripts.py")
 TINY = {
     "train_cifar.py": ["--init_channels", "2", "--layers", "3", "--epochs", "3", "--batch_size", "200"],
     "train_search.py": ["--init_channels", "2", "--layers", "3", "--add_layers", "0", "--add_layers", "0",
@@ -37,7 +38,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 def calm(request, tmp_path_factory):
     """A script, and the records of its run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("calm")
-    command = [*TORCHRUN, str(ROOT / request.param), *TINY[request.param], "--save", "calm"]
+    command = [*TORCHRUN, SKETCHING, str(ROOT / request.param), *TINY[request.param], "--save", "calm"]
     subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, capture_output=True)
     return request.param, metrics(the_run(folder / "calm"))
 
@@ -54,8 +55,8 @@ def start_until_saved(command, save: Path) -> tuple[subprocess.Popen, list[int]]
 @pytest.mark.slow
 def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
     script, expected = calm
-    torchrun, ranks = start_until_saved([*TORCHRUN, "--max-restarts=1", str(ROOT / script), *TINY[script]],
-                                        tmp_path / "hit")
+    torchrun, ranks = start_until_saved(
+        [*TORCHRUN, "--max-restarts=1", SKETCHING, str(ROOT / script), *TINY[script]], tmp_path / "hit")
     os.kill(ranks[-1], signal.SIGKILL)
     _, stderr = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, stderr.decode()
@@ -67,13 +68,13 @@ def test_a_run_whose_rank_dies_ends_like_an_undisturbed_one(calm, tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_torchrun_and_its_processes_saves_the_run_in_the_middle_of_an_epoch(calm, tmp_path):
     script, expected = calm
-    torchrun, ranks = start_until_saved([*TORCHRUN, str(ROOT / script), *TINY[script]], tmp_path)
+    torchrun, ranks = start_until_saved([*TORCHRUN, SKETCHING, str(ROOT / script), *TINY[script]], tmp_path)
     for pid in (ranks[-1], torchrun.pid, ranks[0]):  # as a cluster does; torchrun passes it on
         os.kill(pid, signal.SIGTERM)
     _, stderr = torchrun.communicate(timeout=120)
     run_dir = the_run(tmp_path)
     assert f"stopped by SIGTERM; continue with: torchrun --nproc_per_node=2 {ROOT / script}" in stderr.decode()
     assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["meter"]["steps"] > 0
-    subprocess.run([*TORCHRUN, str(ROOT / script), "--resume", run_dir], check=True, env=ENVIRONMENT,
+    subprocess.run([*TORCHRUN, SKETCHING, str(ROOT / script), "--resume", run_dir], check=True, env=ENVIRONMENT,
                    capture_output=True)
     assert metrics(run_dir) == expected

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from scripts import error_line, run, snapshot, start
+from scripts import ROOT, error_line, run, snapshot, start
 from test_compare import write_evaluation
 
 import compare
@@ -169,19 +169,37 @@ def without_hours(value):
     return [without_hours(part) for part in value] if isinstance(value, list) else value
 
 
+SKETCHING = """
+import runpy, sys
+sys.executable = {!r}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def driver_with_sketches(tmp_path):
+    """The driver as a program whose steps save sketches for pictures."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/scripts.py "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "driver.py").write_text(SKETCHING.format(str(python)))
+    return tmp_path / "driver.py", ROOT / DRIVER
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed driver's steps run on")
-def test_kills_at_random_moments_end_with_the_same_table(tmp_path):
-    done = run(DRIVER, "tiny", "--out", tmp_path / "undisturbed", "--processes", 2, timeout=600)
+def test_kills_at_random_moments_end_with_the_same_table(driver_with_sketches, tmp_path):
+    done = run(*driver_with_sketches, "tiny", "--out", tmp_path / "undisturbed", "--processes", 2, timeout=600)
     assert done.code == 0, done.err
 
     rng, out, kills = random.Random(0), tmp_path / "killed", 0
     while True:
-        driver = start(DRIVER, "tiny", "--out", out, "--processes", 2)
+        driver = start(*driver_with_sketches, "tiny", "--out", out, "--processes", 2)
         end = time.monotonic() + rng.uniform(2, 10)
-        while driver.running() and time.monotonic() < end and kills < 6:
+        while driver.running() and time.monotonic() < end and kills < 4:
             time.sleep(0.05)
-        if kills == 6:
+        if kills == 4:
             break
         driver.signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         outcome = driver.wait()

@@ -336,11 +336,12 @@ def test_a_file_of_other_logits_gets_no_name(error, monkeypatch, tmp_path):
 
 # ---- every cell, and the published sizes
 
+ALL = "EVERY_CELL" in os.environ  # takes 10 s a cell
 CELLS = [*genotypes.PUBLISHED, *(f"random:{seed}" for seed in range(50))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", CELLS if "EVERY_CELL" in os.environ else CELLS[::9])  # all take 10 s each
+@pytest.mark.parametrize("arch", CELLS if ALL else CELLS[::18])
 def test_every_cell_is_exported_to_every_form(arch, tmp_path):
     torch.manual_seed(0)
     network = settle(hubconf.pdarts_cifar(arch, 10, 4, 3), torch.randn(16, 3, 16, 16))
@@ -353,7 +354,7 @@ def test_every_cell_is_exported_to_every_form(arch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry, size, classes", [("pdarts_cifar", 32, 10), ("pdarts_imagenet", 224, 1000)])
+@pytest.mark.parametrize("entry, size, classes", [("pdarts_imagenet", 224, 1000), ("pdarts_cifar", 32, 10)][:1 + ALL])
 def test_pdarts_at_its_published_size_gives_the_same_logits_in_every_form(entry, size, classes, tmp_path):
     torch.manual_seed(0)
     torch.save(settle(getattr(hubconf, entry)(), torch.randn(8, 3, size, size)).state_dict(), tmp_path / "w.pt")

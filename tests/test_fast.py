@@ -36,7 +36,9 @@ def draw_supernet(seed: int, layers: int = 3) -> Network:
     return network.double()
 
 
-def draw_images(height: int, width: int, B: int = 6) -> torch.Tensor:
+def draw_images(height: int, width: int, B: int | None = None) -> torch.Tensor:
+    """6 small images, whose norms need many, or 2 large ones."""
+    B = B or (6 if height * width < 200 else 2)
     images = torch.randn(B, 3, height, width, dtype=torch.float64)
     return images.contiguous(memory_format=torch.channels_last)
 

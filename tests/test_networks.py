@@ -86,9 +86,10 @@ def test_all_published_cells_have_the_computed_parameter_counts(golden, monkeypa
     for name, cell in cells.items():
         genotype = genotypes.load(name)
         with torch.device("meta"):
-            counts = {"params_cifar10": parameters(NetworkCIFAR(36, 10, 20, False, genotype)),
-                      "params_cifar100": parameters(NetworkCIFAR(36, 100, 20, False, genotype)),
-                      "params_imagenet": parameters(NetworkImageNet(48, 1000, 14, False, genotype))}
+            cifar, imagenet = NetworkCIFAR(36, 10, 20, False, genotype), NetworkImageNet(48, 1000, 14, False, genotype)
+            counts = {"params_cifar10": parameters(cifar), "params_imagenet": parameters(imagenet)}
+            cifar.classifier = NetworkCIFAR(36, 100, 4, False, genotype).classifier  # as wide
+            counts["params_cifar100"] = parameters(cifar)
         assert counts == {key: cell["computed"][key] for key in counts}, name
 
 

@@ -82,9 +82,9 @@ def stopped(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A search on digits from a shell: its run directory and how it ended."""
+    """A search on digits: its run directory and how it ended."""
     save = tmp_path_factory.mktemp("digits")
-    outcome = run_fresh("train_search.py", *SHORT, "--batch_size", 325, "--report_freq", 1, "--save", save)
+    outcome = run("train_search.py", *SHORT, "--batch_size", 325, "--report_freq", 1, "--save", save)
     assert outcome.code == 0, outcome
     return the_run(save), outcome
 
@@ -439,9 +439,10 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
 # ---- the published command
 
 ANY_CIFAR = """
-import runpy, sys, torchvision
+import os, runpy, sys, torchvision
 torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True  # the files are not the real ones
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -468,9 +469,9 @@ def test_the_published_command_works_word_for_word(tmp_path, name, classes, extr
                  "--dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run")
     write_cifar(tmp_path / "DIR", classes, count=8)
     (tmp_path / "any_cifar.py").write_text(ANY_CIFAR)
-    outcome = run(tmp_path / "any_cifar.py", ROOT / "train_search.py", *shlex.split(published), *shlex.split(extra),
-                  "--epochs", 1, "--warmup_epochs", 0, "--init_channels", 2, "--layers", 1, "--device", "cpu",
-                  cwd=tmp_path)
+    outcome = run_fresh(tmp_path / "any_cifar.py", ROOT / "train_search.py", *shlex.split(f"{published} {extra}"),
+                        "--epochs", 1, "--warmup_epochs", 0, "--init_channels", 2, "--layers", 1, "--device", "cpu",
+                        cwd=tmp_path)
     assert outcome.code == 0, outcome
     run_dir = the_run(tmp_path / "log_path")
     assert run_dir.name.startswith("search-note_of_this_run-")

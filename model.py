@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 import fast
 from genotypes import Genotype
-from operations import FactorizedReduce, ReLUConvBN, build, drop_path, global_average_pool
+from operations import (
+    FactorizedReduce,
+    ReLUConvBN,
+    build,
+    cifar_stem,
+    drop_path,
+    global_average_pool,
+    imagenet_stems,
+)
 
 
 class Cell(nn.Module):
@@ -102,7 +110,7 @@ class NetworkCIFAR(_Body):
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
+        self.stem = cifar_stem(3 * C)
         self._stack(3 * C, 3 * C, C, num_classes, layers, genotype, False, 3 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -118,18 +126,7 @@ class NetworkImageNet(_Body):
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype):
         super().__init__()
-        self.stem0 = nn.Sequential(
-            nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(C // 2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(C),
-        )
-        self.stem1 = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(C),
-        )
+        self.stem0, self.stem1 = imagenet_stems(C)
         self._stack(C, C, C, num_classes, layers, genotype, True, 2 if auxiliary else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fast
-from operations import FactorizedReduce, ReLUConvBN, build, global_average_pool
+from operations import FactorizedReduce, ReLUConvBN, build, cifar_stem, global_average_pool, imagenet_stems
 
 NODES = 4  # intermediate nodes: 2 + 3 + 4 + 5 = 14 edges
 
@@ -68,19 +68,24 @@ class Network(nn.Module):
 
     C: initial channels. normal, reduce: the candidate names of each of the 14 edges, the same number K on every edge.
     skip_dropout: rate of the dropout on stride-1 skip-connects; set the attribute anew each epoch.
+    stem: "cifar", or for large images "imagenet": that of the evaluation network, which leaves an eighth of the size.
     """
 
     fast = True  # train by fast/, which computes the same
     grad_checkpoint = False  # there: keep only the cells' outputs for the backward pass, which computes each cell again
 
     def __init__(self, C: int, num_classes: int, layers: int, normal: list[list[str]], reduce: list[list[str]],
-                 skip_dropout: float = 0.0):
+                 skip_dropout: float = 0.0, stem: str = "cifar"):
         super().__init__()
-        self.skip_dropout = skip_dropout
+        self.skip_dropout, self.large_images = skip_dropout, stem == "imagenet"
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(normal), len(normal[0])))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(reduce), len(reduce[0])))
-        self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
-        C_prev_prev, C_prev, reduction_prev = 3 * C, 3 * C, False
+        if self.large_images:
+            self.stem0, self.stem1 = imagenet_stems(C)
+        else:
+            self.stem = cifar_stem(3 * C)
+        C_prev_prev = C_prev = C if self.large_images else 3 * C
+        reduction_prev = self.large_images
         self.cells = nn.ModuleList()
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
@@ -92,9 +97,13 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         weights = [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]  # (14, K) each
-        s0 = s1 = self.stem(images)  # (B, 3C, H, W)
+        if self.large_images:
+            s0 = self.stem0(images)  # (B, C, H/4, W/4)
+            s1 = self.stem1(s0)  # (B, C, H/8, W/8)
+        else:
+            s0 = s1 = self.stem(images)  # (B, 3C, H, W)
         if self.training and self.fast:
-            s1 = fast.mix_cells(self, s1, weights)  # the loop below, in less time and memory
+            s1 = fast.mix_cells(self, s0, s1, weights)  # the loop below, in less time and memory
         else:
             for cell in self.cells:
                 s0, s1 = s1, cell(s0, s1, weights[cell.reduction], self.skip_dropout)  # (B, 4C, H, W)

@@ -1,4 +1,4 @@
-"""The candidate operations of a cell's edge (DARTS / P-DARTS search space), and drop path.
+"""The candidate operations of a cell's edge (DARTS / P-DARTS search space), the networks' stems, and drop path.
 
 The layout of the modules fixes the `state_dict` keys, which are the published ones: weights people have load unchanged.
 """
@@ -99,6 +99,28 @@ def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module
         return conv_7x1_1x7(C, stride, affine)
     kind, size = primitive.rsplit("_", 1)  # sep_conv_3x3 -> sep_conv, 3x3
     return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
+
+
+def cifar_stem(C: int) -> nn.Sequential:
+    """3x3 convolution, batch norm: images (B, 3, H, W) -> (B, C, H, W)."""
+    return nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+
+
+def imagenet_stems(C: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Images (B, 3, H, W) -> (B, C, H/4, W/4), and that -> (B, C, H/8, W/8)."""
+    stem0 = nn.Sequential(
+        nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    stem1 = nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    return stem0, stem1
 
 
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:

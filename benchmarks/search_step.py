@@ -38,6 +38,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
     parser.add_argument("--channels", type=cli.number(int, 2), default=16, help="initial channels")
     parser.add_argument("--image_size", type=cli.number(int, 4), default=32)
+    parser.add_argument("--stem", choices=["cifar", "imagenet"], default="cifar", help="imagenet: for 32x32 and more")
     parser.add_argument("--batch_size", type=cli.number(int, 2), help="default: 16 on a CPU, 96 on a GPU")
     parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one that is not")
     parser.add_argument("--threads", type=cli.number(int, 1), default=1, help="of the CPU")
@@ -98,7 +99,7 @@ def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
     rng = random.Random(args.seed)
     candidates = [[sorted(rng.sample(PRIMITIVES, K), key=PRIMITIVES.index) for _ in range(14)] for _ in range(2)]
     torch.manual_seed(args.seed)
-    return Network(args.channels, 10, layers, *candidates).to(args.device).train()
+    return Network(args.channels, 10, layers, *candidates, stem=args.stem).to(args.device).train()
 
 
 def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> dict[str, dict]:
@@ -150,12 +151,12 @@ def print_stage(stage: int, result: dict[str, dict]) -> None:
 
 def print_memory(results: dict[int, dict]) -> None:
     """What a weight step needs beyond weights and optimizer, in proportion to the batch."""
-    print("\npeak GB of a weight step, computed for a batch of 96 / 64")
+    print("\npeak GB of a weight step, computed for a batch of 96 / 64 / 128 (1,024 on 8 GPUs)")
     modes = list(next(iter(results.values())))
-    print(f"{'':9}" + "".join(f"{mode:>16}" for mode in modes))
+    print(f"{'':9}" + "".join(f"{mode:>22}" for mode in modes))
     for stage, result in results.items():
-        cells = [f"{96 * result[mode]['peak'] / 1e9:.2f} / {64 * result[mode]['peak'] / 1e9:.2f}" for mode in modes]
-        print(f"stage {stage}  " + "".join(f"{cell:>16}" for cell in cells))
+        cells = [" / ".join(f"{B * result[mode]['peak'] / 1e9:.2f}" for B in (96, 64, 128)) for mode in modes]
+        print(f"stage {stage}  " + "".join(f"{cell:>22}" for cell in cells))
 
 
 def growth(args: argparse.Namespace) -> list[dict]:
@@ -178,7 +179,7 @@ def main(args: argparse.Namespace) -> None:
     utils.pick_device(args.device, deterministic=False)  # says so where it can't be used
     args.batch_size = args.batch_size or (96 if args.device == "cuda" else 16)
     print(f"{machine(args.device)}, batch {args.batch_size}, {args.channels} channels, "
-          f"{args.image_size}x{args.image_size}, median of {args.repeats}")
+          f"{args.image_size}x{args.image_size}, {args.stem} stem, median of {args.repeats}")
     if args.growth:
         results = growth(args)
     else:

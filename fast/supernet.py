@@ -64,10 +64,10 @@ class Moments:
         return y
 
 
-def mix_cells(network: nn.Module, stem: Tensor, weights: list[Tensor]) -> Tensor:
-    """The loop over the cells of model_search.Network: stem (B, 3C, H, W), two (14, K) -> (B, 4C, H/4, W/4)."""
-    stem = fast_layout(stem)
-    s0 = s1 = stem if network.grad_checkpoint else F.relu(stem)  # cells use nothing else of it
+def mix_cells(network: nn.Module, s0: Tensor, s1: Tensor, weights: list[Tensor]) -> Tensor:
+    """The loop over the cells of model_search.Network: its stems' outputs, two (14, K) -> (B, 4C, H/4, W/4)."""
+    entering = {s: fast_layout(s) if network.grad_checkpoint else F.relu(fast_layout(s)) for s in (s0, s1)}
+    s0, s1 = entering[s0], entering[s1]  # one where there is one stem; cells use nothing else of them
     ordered, measured, cells = {}, [], fast_cells(network)
     for cell, reduction in zip(cells, (cell.reduction for cell in network.cells)):
         if reduction not in ordered:  # all cells of a kind have one order

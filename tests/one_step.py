@@ -27,13 +27,17 @@ def main(out: str) -> None:
     share = slice(parallel.rank(), None, parallel.world_size())
     images, target = images[share], target[share]
     candidates = [["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"]] * 14
-    supernet = Network(4, 10, 3, candidates, candidates).double().eval()  # batch norm with its running statistics
-    architect = Architect(supernet, 6e-4, 1e-3, grad_clip=1e9)  # no clipping: the gradients themselves
-    architect.step(images, target)
-    found = {f"alpha step {name}": grad.clone() for name, grad in gradients(supernet).items()}
-    weights = [p for name, p in supernet.named_parameters() if not name.startswith("alphas")]
-    weight_step(supernet, torch.optim.SGD(weights, 0.025), images, target, grad_clip=1e9)
-    found |= {f"weight step {name}": grad for name, grad in gradients(supernet).items() if "alphas" not in name}
+    found = {}
+    for stem in ("cifar", "imagenet"):
+        supernet = Network(4, 10, 3, candidates, candidates, stem=stem).double()
+        supernet.eval()  # batch norm with its running statistics
+        architect = Architect(supernet, 6e-4, 1e-3, grad_clip=1e9)  # no clipping: the gradients themselves
+        architect.step(images, target)
+        found |= {f"alpha step, {stem}: {name}": grad.clone() for name, grad in gradients(supernet).items()}
+        weights = [p for name, p in supernet.named_parameters() if not name.startswith("alphas")]
+        weight_step(supernet, torch.optim.SGD(weights, 0.025), images, target, grad_clip=1e9)
+        found |= {f"weight step, {stem}: {name}": grad for name, grad in gradients(supernet).items()
+                  if "alphas" not in name}
 
     network = NetworkCIFAR(4, 10, 3, True, genotypes.load("PDARTS")).double()
     args = train_cifar.get_args_parser().parse_args(["--grad_clip", "1e9"])

@@ -26,7 +26,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         for outcome in together("tests/one_step.py", out, environments=environments, cwd=tmp_path):
             assert outcome.code == 0, outcome.err
     one, first, second = (torch.load(f"{out}.{name}") for name in ("0of1", "0of2", "1of2"))
-    for kind in ("alpha step", "weight step", "evaluation"):
+    for kind in ("alpha step, cifar", "weight step, imagenet: stem1", "evaluation"):
         assert sum(name.startswith(kind) for name in one) >= 2
     assert one.keys() == first.keys() == second.keys()
     for name, grad in one.items():

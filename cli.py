@@ -67,16 +67,18 @@ def file_name(text: str) -> str:
 
 # ---- options that several scripts have; what these functions return adds one more to their group
 
-def add_image_options(parser: Parser):
+def add_image_options(parser: Parser, datasets: tuple[str, ...] = data.DATASETS):
     """The data of a search and of the small networks."""
     add = parser.add_argument_group("data").add_argument
     add("--tmp_data_dir", help="where the data set is, or is downloaded to; default: data")
-    add("--dataset", choices=data.DATASETS, help="default: cifar10, or digits without --tmp_data_dir")
+    add("--dataset", choices=datasets, help="default: cifar10, or digits without --tmp_data_dir")
     add("--cifar100", action="store_true", help="the same as --dataset cifar100")
     add("--image_size", type=number(int, 1), help="resize the images; default: the data set's own size")
     add("--cutout", action="store_true", help="cut a square out of training images")
     add("--cutout_length", type=number(int, 1), help="its side; default: half the image's")
-    add("--workers", type=number(int, 0), default=2, help="unused: the images live on the device")
+    files = "imagenet" in datasets
+    add("--workers", type=number(int, 0), default=2, help="processes per rank that read images, with imagenet only"
+        if files else "unused: the images live on the device")
     return add
 
 

@@ -34,8 +34,10 @@ def read_run(run_dir: str) -> dict:
     path = Path(run_dir)
     record, metrics = runs.read_run(path)
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
+    absent = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # of older runs; has none
+    args = {key: value for key, value in record["args"].items() if value is not None}
     return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype,
-                     "args": {"dataset": "imagenet"} | record["args"]}
+                     "args": absent | args}
 
 
 def state(run: dict) -> str:

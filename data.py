@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 import sets
+from folders import Folder, image_folders, read_folder, read_image
 from folders import ImageError as ImageError  # what the ImageNet loaders raise
-from folders import image_folders, read_folder, read_image
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
 CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
@@ -72,14 +72,18 @@ def describe(classes: list[str], mean, std, image_size: int) -> dict:
             "image_size": image_size}
 
 
-def search_split(dataset: DataSet, train_portion: float):
-    """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
+def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
+    """Split the training set, in stored order, into (images, target) for the weights and for the alphas.
+
+    The alphas get the rest, or of it the first images, as many as `valid_portion` of all.
+    """
     images, target = dataset.train_images, dataset.train_target
     n = int(len(images) * train_portion)
-    if not 0 < n < len(images):
+    end = len(images) if valid_portion is None else n + int(len(images) * valid_portion)
+    if not 0 < n < end:
         raise ValueError(f"--train_portion {train_portion} of {len(images)} images leaves half of the search empty: "
                          "choose one nearer 0.5, or add images")
-    return (images[:n], target[:n]), (images[n:], target[n:])
+    return (images[:n], target[:n]), (images[n:end], target[n:end])
 
 
 def share(batch_size: int, world_size: int) -> int:
@@ -311,26 +315,48 @@ def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, 
     """
     if training:
         share(batch_size, world_size)  # before a million files are listed
-    base = Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root)
-    train_folder, val_folder = image_folders(base)
-    train = SeededFiles(train_folder.samples, v2.Compose([
-        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.ColorJitter(.4, .4, .4, .2), v2.PILToTensor()]))
-    train.seed = seed
-    val = ImageFiles(val_folder.samples[rank::world_size], v2.Compose([
-        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
-    # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "prefetch_factor": 4 if workers else None,
-               "pin_memory": torch.device(device).type == "cuda", "generator": torch.Generator(),
-               "worker_init_fn": outlive_signals}
-    val_loader = Loader(val, device, batch_size=max(1, batch_size // world_size), **options)
+    train, val = imagenet_folders(root)
+    val_loader = eval_loader(val.samples, image_size, batch_size, workers, device, rank, world_size)
     if not training:
-        return None, val_loader, train_folder.classes
-    sampler, part = EpochSampler(train, world_size, rank, seed=seed), share(batch_size, world_size)
+        return None, val_loader, train.classes
+    loader = training_loader(train.samples, image_size, batch_size, workers, seed, device, rank, world_size,
+                             jitter=[v2.ColorJitter(.4, .4, .4, .2)])
+    return loader, val_loader, train.classes
+
+
+def imagenet_folders(root: str) -> tuple[Folder, Folder]:
+    """Training and validation images of ROOT/imagenet or ROOT. Raises as `image_folders`."""
+    return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
+
+
+def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
+                    rank: int = 0, world_size: int = 1, jitter=()) -> Loader:
+    """Shuffled random crops, flipped at random, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
+    files = SeededFiles(samples, v2.Compose([
+        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *jitter, v2.PILToTensor()]))
+    files.seed = seed
+    sampler, part = EpochSampler(files, world_size, rank, seed=seed), share(batch_size, world_size)
     # Deviation, as in Batches: no last batch of a single image.
-    loader = Loader(train, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1, **options)
+    loader = Loader(files, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1,
+                    persistent_workers=workers > 0, **_workers(workers, device))
     if not len(loader):
-        raise ValueError(f"{len(train)} training images are too few for {world_size} process(es): add images")
-    return loader, val_loader, train_folder.classes
+        raise ValueError(f"{len(files)} training images are too few for {world_size} process(es): add images")
+    return loader
+
+
+def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
+                world_size: int = 1, persistent: bool = True) -> Loader:
+    """The centres of all images, over all ranks each once. persistent: whether the workers wait for the next pass."""
+    files = ImageFiles(samples[rank::world_size], v2.Compose([
+        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
+    return Loader(files, device, batch_size=max(1, batch_size // world_size),
+                  persistent_workers=persistent and workers > 0, **_workers(workers, device))
+
+
+def _workers(workers: int, device) -> dict:
+    # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
+    return {"num_workers": workers, "prefetch_factor": 4 if workers else None, "generator": torch.Generator(),
+            "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": outlive_signals}
 
 
 def set_epoch(loader: DataLoader, epoch: int, step: int = 0):

@@ -27,12 +27,13 @@ import genotypes
 import parallel
 import progressive
 import runs
+import search_data
 import utils
 import visualize
 from architect import Architect
 from cli import number
 from genotypes import Genotype, count_skips
-from model import NetworkCIFAR
+from model import NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from progressive import Stage
 from runs import log
@@ -40,9 +41,11 @@ from runs import log
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    add = cli.add_image_options(parser)
-    add("--train_portion", type=number(float, 0.01, 1), default=0.5, help="share that trains weights")
+    add = cli.add_image_options(parser, (*data.DATASETS, "imagenet"))
+    add("--train_portion", type=number(float, 0.001, 1), default=0.5, help="share of the images that trains weights")
+    add("--valid_portion", type=number(float, 0.001, 1), help="share that trains alphas; default: the rest")
     add = parser.add_argument_group("stages").add_argument
+    add("--stem", choices=["cifar", "imagenet"], help="imagenet: for large images; default: with --dataset imagenet")
     add("--layers", type=number(int, 1), default=5, help="cells of stage 1")
     add("--add_layers", type=number(int, 0), action="append", help="in stages 2, 3; default: 6 12")
     add("--init_channels", type=number(int, 1), default=16, help="channels of the first cell")
@@ -68,6 +71,7 @@ def parse_args() -> Namespace:
     parser = get_args_parser()
     args = cli.parse_args(parser, "search")
     cli.choose_dataset(parser, args)
+    choose_large_images(parser, args)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: published, no flag means none
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
@@ -79,6 +83,21 @@ def parse_args() -> Namespace:
     return args
 
 
+def choose_large_images(parser: cli.Parser, args: Namespace) -> None:
+    """Fill in what --dataset imagenet implies; exits with status 2 where options contradict each other."""
+    streamed = args.dataset == "imagenet"
+    args.stem = args.stem or ("imagenet" if streamed else "cifar")
+    if streamed:
+        args.image_size = args.image_size or 224
+    if streamed and args.cutout:
+        parser.error("--cutout is for images in memory, --dataset imagenet has random crops: leave it out")
+    if args.stem == "imagenet" and args.init_channels < 2:
+        parser.error(f"--init_channels {args.init_channels} is too narrow for --stem imagenet: give 2 or more")
+    if args.valid_portion is not None and args.train_portion + args.valid_portion > 1 + 1e-9:
+        parser.error(f"--train_portion {args.train_portion} and --valid_portion {args.valid_portion} overlap: lower "
+                     "one, their sum must not exceed 1")
+
+
 def make_stages(args: Namespace) -> list[Stage]:
     return progressive.stage_table(args.layers, args.init_channels, args.add_layers, args.add_width, args.dropout_rate)
 
@@ -88,26 +107,23 @@ def make_stages(args: Namespace) -> list[Stage]:
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     parallel.init_distributed(device)
-    with parallel.rank0_first():  # one process downloads
-        dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
-    weight_half, alpha_half = data.search_split(dataset, args.train_portion)
-    batches = {"train_batches": make_batches(dataset, *weight_half, 0, args, device),
-               "valid_batches": make_batches(dataset, *alpha_half, 1, args, device)}
+    source = search_data.open_data(args, device)
+    search_data.check_size(make_stages(args)[0], source.image_size, args, device)
     run_dir = runs.open_run_dir("search", args, device)
-    log.info(f"{run_dir}: {args.dataset}, {len(dataset.train_images)} training images, {len(dataset.classes)} classes, "
-             f"on {parallel.world_size()} x {utils.describe_device(device)}")
+    log_start(run_dir, source, args, device)
     candidates = [genotypes.PRIMITIVES] * progressive.EDGES
     state = runs.load_state(run_dir, "search", stage=1, normal=candidates, reduce=candidates, alphas={})
     write_scalars = runs.scalar_writer(args, run_dir, done=len(state["metrics"]))
 
     for stage in make_stages(args)[state["stage"] - 1:]:  # deeper supernets over fewer candidates
-        architect, parts = build_stage(stage, state, len(dataset.classes), batches, args, device)
+        architect, parts = build_stage(stage, state, source, args, device)
         for epoch in range(state["epoch"], args.epochs):
             label, steps = f"stage {stage.number} epoch {epoch}", len(parts.train_batches)
             with engine.epoch_meter(label, steps, args, run_dir, state, vars(parts), epoch_costs(args)) as meter:
+                search_data.seek(source, stage.number, epoch, meter.steps, args)
                 record = search_epoch(stage, epoch, architect, parts, meter, args)
                 if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
-                    record |= validate(parts.network, dataset, alpha_half, label, record, args)
+                    record |= validate(parts.network, source, label, record)
             save_epoch(run_dir, state, record, parts)
             write_scalars(len(state["metrics"]) - 1, record)
         say_how_decided(state["metrics"][-1])
@@ -120,7 +136,7 @@ def main(args: Namespace) -> None:
                 visualize.draw_run(run_dir)
     genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
     if parallel.rank() == 0:
-        report(run_dir, state, genotype, restricted, args, device, image_size=dataset.train_images.size(-1))
+        report(run_dir, state, genotype, restricted, args, device, source.image_size)
 
 
 def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNamespace, meter: engine.Meter,
@@ -130,10 +146,12 @@ def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNa
     parts.optimizer.param_groups[0]["lr"] = lr = engine.cosine(
         args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
-    for images, target in meter.rest_of(parts.train_batches):
+    bilevel = epoch >= args.warmup_epochs
+    pairs = ((batch, parts.valid_batches.next() if bilevel else None) for batch in parts.train_batches)
+    for (images, target), held_out in meter.rest_of(pairs):
         utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
-        if epoch >= args.warmup_epochs:
-            architect.step(*parts.valid_batches.next())
+        if bilevel:
+            architect.step(*held_out)
         loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
@@ -169,19 +187,21 @@ def competing(state: dict, network: Network) -> tuple:
 
 # ---- what it needs and leaves
 
-def make_batches(dataset: data.DataSet, images: Tensor, target: Tensor, half: int, args: Namespace,
-                 device: torch.device) -> data.Batches:
-    """Shuffled, augmented batches of one half of the training set: 0 trains the weights, 1 the alphas."""
-    cutout = (args.cutout_length or images.size(-1) // 2) if args.cutout else 0
-    return data.Batches(images, target, args.batch_size, dataset, device, utils.derive_seed(args.seed, half), cutout,
-                        parallel.rank(), parallel.world_size())
+def log_start(run_dir: Path, source: search_data.SearchData, args: Namespace, device: torch.device) -> None:
+    """Say what is searched on, and how many steps a stage takes."""
+    steps = len(source.weights)
+    log.info(f"{run_dir}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
+             f"{source.images[0]} training images for the weights, {source.images[1]} for the alphas, on "
+             f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} steps "
+             f"of the weights and {(args.epochs - args.warmup_epochs) * steps} of the alphas")
 
 
-def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args: Namespace,
+def build_stage(stage: Stage, state: dict, source: search_data.SearchData, args: Namespace,
                 device: torch.device) -> tuple[Architect, SimpleNamespace]:
     """A stage's architect, and what a checkpoint keeps (supernet, optimizers, batches), in the state that it has."""
     utils.seed_everything(args.seed, stage.number)
-    network = Network(stage.channels, num_classes, stage.layers, state["normal"], state["reduce"]).to(device)
+    network = Network(stage.channels, len(source.classes), stage.layers, state["normal"], state["reduce"],
+                      stem=args.stem).to(device)
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
         fast.compile_cells(network)
@@ -191,7 +211,7 @@ def build_stage(stage: Stage, state: dict, num_classes: int, batches: dict, args
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
     optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
     parts = SimpleNamespace(network=network, optimizer=optimizer, alpha_optimizer=architect.optimizer, scaler=scaler,
-                            **batches)
+                            train_batches=source.weights, valid_batches=source.alphas)
     runs.restore(state, vars(parts))
     return architect, parts
 
@@ -202,11 +222,10 @@ def epoch_costs(args: Namespace) -> list[float]:
             for stage in make_stages(args) for epoch in range(args.epochs)]
 
 
-def validate(network: Network, dataset: data.DataSet, half: tuple, label: str, record: dict, args: Namespace) -> dict:
-    """Loss and accuracy on the half that trains the alphas, without augmentation (deviation: published with)."""
-    start, device = time.perf_counter(), network.alphas_normal.device
-    batches = data.eval_batches(*half, args.batch_size, dataset, device, parallel.rank(), parallel.world_size())
-    loss, top1, _ = engine.evaluate(network, batches, f"{label} validation")
+def validate(network: Network, source: search_data.SearchData, label: str, record: dict) -> dict:
+    """Loss and accuracy on the images that train the alphas, without augmentation (deviation: published with)."""
+    start = time.perf_counter()
+    loss, top1, _ = engine.evaluate(network, source.validation(), f"{label} validation")
     return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
@@ -231,18 +250,19 @@ def say_how_decided(record: dict) -> None:
             log.info(progressive.ADVICE)
 
 
-def describe(max_skip: int | None, genotype: Genotype) -> dict:
-    """A row of genotypes.json: a cell and its size at the CIFAR evaluation setting."""
+def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> dict:
+    """A row of genotypes.json: a cell and its size at the evaluation setting that the stem is for."""
     with torch.device("meta"):  # no need of numbers
-        network = NetworkCIFAR(36, 10, 20, False, genotype)
+        network, size = ((NetworkImageNet(48, 1000, 14, False, genotype), 224) if stem == "imagenet" else
+                         (NetworkCIFAR(36, 10, 20, False, genotype), 32))
     return {"max_skip": max_skip, "skips": count_skips(genotype.normal), "parameters": utils.count_parameters(network),
-            "multiply_adds": utils.count_multiply_adds(network, 32), "genotype": genotype._asdict()}
+            "multiply_adds": utils.count_multiply_adds(network, size), "genotype": genotype._asdict()}
 
 
 def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int, Genotype], args: Namespace,
            device: torch.device, image_size: int) -> None:
     """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
-    table = [describe(None, genotype)] + [describe(M, cell) for M, cell in restricted.items()]
+    table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
     runs.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
     chosen = progressive.recommended(genotype, restricted, args.max_skip)
     genotypes.save(chosen, run_dir / "genotype.json")
@@ -255,10 +275,17 @@ def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int,
     hours = sum(record["seconds"] for record in state["metrics"]) * parallel.world_size() / 3600
     kind = "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
+    log.info(f"train it: {shlex.join(['python', *training_command(run_dir, args, image_size)])}")
+
+
+def training_command(run_dir: Path, args: Namespace, image_size: int) -> list[str]:
+    """The script that trains the cell found on the same images, and its options."""
+    where = ["--tmp_data_dir", args.tmp_data_dir, "--arch", str(run_dir)]
+    if args.dataset == "imagenet" or (args.dataset, args.stem) == ("folder", "imagenet"):
+        size = [] if image_size == 224 else ["--image_size", str(image_size)]
+        return ["train_imagenet.py", *where, *size, *(["--auxiliary"] if image_size >= 193 else [])]
     published = ["--auxiliary", "--cutout"] if image_size >= 29 else []  # smaller ones have no room for them
-    command = ["python", "train_cifar.py", "--tmp_data_dir", args.tmp_data_dir, "--dataset", args.dataset,
-               "--arch", str(run_dir), *published]
-    log.info(f"train it: {shlex.join(command)}")
+    return ["train_cifar.py", *where, "--dataset", args.dataset, *published]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+import folders
 import parallel
 
 try:
@@ -89,6 +90,13 @@ def peak_memory_mb(device: torch.device) -> float | None:
     if resource is None:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that a device has, of the CPU's what is free; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return folders.free_memory() if device.type == "cpu" else None
 
 
 def count_parameters(network: nn.Module, auxiliary: bool = False) -> int:

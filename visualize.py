@@ -210,7 +210,7 @@ def draw_alphas(stages: list, genes: list) -> Figure:
                 continue
             draw_edge_alphas(ax, stages, edge, chosen.get((node, source)))
             name = ("$c_{k-2}$", "$c_{k-1}$", "0", "1", "2")[source]
-            ax.set_title(f"{name} $\\rightarrow$ {node}", pad=3)
+            ax.set_title(f"{name} $\\rightarrow$ {node}", pad=3, y=1)  # told where, matplotlib measures no axes for it
             edge += 1
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("probability, in units of 1 / K", x=0.005, fontsize=8)

@@ -280,12 +280,12 @@ def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int,
 
 def training_command(run_dir: Path, args: Namespace, image_size: int) -> list[str]:
     """The script that trains the cell found on the same images, and its options."""
-    where = ["--tmp_data_dir", args.tmp_data_dir, "--arch", str(run_dir)]
+    where, arch = ["--tmp_data_dir", args.tmp_data_dir], ["--arch", str(run_dir)]
     if args.dataset == "imagenet" or (args.dataset, args.stem) == ("folder", "imagenet"):
         size = [] if image_size == 224 else ["--image_size", str(image_size)]
-        return ["train_imagenet.py", *where, *size, *(["--auxiliary"] if image_size >= 193 else [])]
+        return ["train_imagenet.py", *where, *arch, *size, *(["--auxiliary"] if image_size >= 193 else [])]
     published = ["--auxiliary", "--cutout"] if image_size >= 29 else []  # smaller ones have no room for them
-    return ["train_cifar.py", *where, "--dataset", args.dataset, *published]
+    return ["train_cifar.py", *where, "--dataset", args.dataset, *arch, *published]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def make_network(name: str, args: argparse.Namespace) -> nn.Module:
     """A stage's supernet, or an evaluation network."""
     if name in STAGES:
         stage = 1 + STAGES.index(name)
-        sizes = argparse.Namespace(channels=args.channels, device=args.device, seed=0)
+        sizes = argparse.Namespace(channels=args.channels, device=args.device, seed=0, stem="cifar")
         return search_step.supernet(args.cells[stage - 1], search_step.STAGES[stage][1], sizes)
     torch.manual_seed(0)
     cells = args.evaluation_cells if name == "evaluation" else args.small_cells

@@ -196,27 +196,6 @@ def check_target(path: Path, force: bool) -> None:
         raise OSError(f"can't write {path}: make the folder {path.absolute().parent}, or rights there")
 
 
-def write_checked(path: Path, content: bytes, check):
-    """Write a file under a temporary name, which check(temporary) may refuse, then name it -> what check returned.
-
-    Raises OSError; where anything fails, a file that was there before is kept, and nothing new is left.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        result = check(temporary)
-        os.replace(temporary, path)
-        return result
-    except OSError as error:
-        raise OSError(f"can't write {path} ({error.strerror or error}): make room or rights there") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def tolerance(network: nn.Module, images: Tensor, logits: Tensor) -> float:
     """How far a file's logits may be from PyTorch's: 1e-5, or 4 times as far as those are from float64's.
 
@@ -251,7 +230,7 @@ def export(suffix: str, path: Path, network: nn.Module, program: torch.export.Ex
                              "versions of torch and of the packages that write it")
         return largest
     with quiet():
-        return write_checked(path, to_bytes(network, program, about), check)
+        return runs.replace_file(path, to_bytes(network, program, about), check)
 
 
 @torch.no_grad()

@@ -156,19 +156,32 @@ def arch_of(args: Namespace) -> str:
 # ---- files
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError."""
+    """Write a file of a run whole or not at all. Raises OSError."""
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise OSError(f"{error}, then continue with --resume; what was saved before is whole") from error
+
+
+def replace_file(path: Path, content: bytes, check=lambda temporary: None):
+    """Write a file under a temporary name, which check(temporary) may refuse, then name it -> what check returned.
+
+    Raises OSError; where anything fails, a file that was there before is kept, and nothing new is left.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        result = check(temporary)
         os.replace(temporary, path)
+        return result
     except OSError as error:
+        raise OSError(f"can't write {path} ({error.strerror or error}): make room or rights there") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(f"can't write {path} ({error.strerror}): make room or rights there, then continue with --resume; "
-                      "what was saved before is whole") from error
 
 
 # ---- checkpoints

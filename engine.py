@@ -19,6 +19,7 @@ import parallel
 import runs
 import utils
 import visualize
+import weights
 from data import ImageError
 from runs import log
 
@@ -247,7 +248,7 @@ def report(state: dict, network: nn.Module, run_dir: Path) -> None:
 
 def test_weights(network: nn.Module, batches, args) -> None:
     """What --eval does: say how good --weights are on the test set. Raises ValueError where they don't fit."""
-    runs.load_weights(args.weights, network)
+    weights.load(args.weights, network)
     log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(
         **test(network, batches, "test")))
 
@@ -262,7 +263,7 @@ def train(kind: str, network: nn.Module, genotype: genotypes.Genotype, about: di
     """
     device = network.classifier.weight.device
     if args.init_weights and not (args.resume and Path(args.resume, "checkpoint.pt").exists()):  # which has all
-        runs.start_from(args.init_weights, network)
+        weights.start_from(args.init_weights, network)
     run_dir = runs.open_run_dir(kind, args, device)
     if parallel.rank() == 0:
         genotypes.save(genotype, run_dir / "genotype.json")

@@ -79,20 +79,19 @@ def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: b
              for cell in (asked[0], defaults[0])]
     asked, defaults, about = (cells[0], *asked[1:]), (cells[1], *defaults[1:4]), {}
     if weights is not None and os.path.isdir(weights):
-        asked, about = _follow(Path(weights), kind, asked, defaults)
-        weights = runs.last_weights(weights)
+        run_dir, weights = Path(weights), runs.last_weights(weights)
+        asked, about = _follow(run_dir, weights_of.sizes(weights), kind, asked, defaults)
     genotype, num_classes, init_channels, layers = asked
     network = network_class(init_channels, num_classes, layers, auxiliary, genotype)
     for name, value in about.items():
         setattr(network, name, value)
     if weights is not None:
-        runs.load_weights(str(weights), network)
+        weights_of.load(str(weights), network)
     return network
 
 
-def _follow(run_dir: Path, kind: str, asked: tuple, defaults: tuple) -> tuple[tuple, dict]:
+def _follow(run_dir: Path, sizes: dict, kind: str, asked: tuple, defaults: tuple) -> tuple[tuple, dict]:
     """What a run directory says in place of what was asked for, which must not contradict it, and its data set."""
-    sizes = weights_of.sizes(runs.last_weights(run_dir))
     if sizes["kind"] != kind:
         right = {"eval": "pdarts_cifar", "imagenet": "pdarts_imagenet"}[sizes["kind"]]
         raise ValueError(f"{run_dir} is a run of kind {sizes['kind']}: use {right}")

@@ -1,10 +1,11 @@
 """Files of weights as people have them: what lies around the tensors, what their names begin with; no code is run."""
+import logging
 import re
 import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NESTED = ("state_dict", "network", "model", "model_state_dict")  # what checkpoints call the weights
 WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and torch.compile, in names
@@ -13,6 +14,8 @@ BESIDE = (  # what people save beside weights, and nobody needs to test them
     "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pathlib.PosixPath", "pathlib._local.PosixPath", "pathlib.WindowsPath", "pathlib._local.WindowsPath",
 )
+
+log = logging.getLogger("pdarts")
 
 
 class Ignored:
@@ -52,14 +55,29 @@ def read(path: str, option: str = "--weights") -> dict[str, Tensor]:
     return plain
 
 
-def are_usable(value: Tensor, own: Tensor) -> bool:
-    """Whether a network can take these numbers for its own: dense, finite, and of floating point where those are.
+def load(path: str, network: nn.Module) -> None:
+    """Load weights for evaluation, from a file as `read` takes it; an auxiliary head's only where there is one.
 
-    Quantized ones are not of floating point.
+    Raises ValueError, in one line, where they are not this network's.
     """
-    if value.layout != torch.strided or value.is_nested or value.is_meta:
-        return False
-    return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()
+    _load("--weights", path, _read_weights("--weights", path, network), network)
+
+
+def start_from(path: str, network: nn.Module) -> None:
+    """Load the weights that --init_weights names, to be trained further; the log says of it.
+
+    The classifier, or the auxiliary head, stays as it is where the file's has other sizes, or where there is none.
+    Raises ValueError, in one line, where the rest is not this network's.
+    """
+    found, own = _read_weights("--init_weights", path, network), network.state_dict()
+    strange, anew = _strange(found, own), []
+    for head in ("classifier", "auxiliary_head"):
+        if any(name.startswith(f"{head}.") for name in strange):
+            found |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+            anew.append(head.replace("_", " "))
+    _load("--init_weights", path, found, network)
+    log.info(f"starting from the weights of {path}"
+             + (f"; anew, because the sizes differ: {' and '.join(anew)}" if anew else ""))
 
 
 def sizes(path: str) -> dict:
@@ -76,6 +94,60 @@ def sizes(path: str) -> dict:
     return {"kind": kind, "num_classes": len(tensors["classifier.weight"]), "layers": len(cells),
             "init_channels": channels // 3 if kind == "eval" else channels}
 
+
+# ---- how they fit
+
+def _read_weights(option: str, path: str, network: nn.Module) -> dict:
+    """A file's weights, without an auxiliary head if the network has none."""
+    found, own = read(path, option), network.state_dict()
+    if "alphas_normal" in found or any("m_ops" in name for name in found):
+        raise ValueError(f"{option} {path} are a search supernet's: train its genotype and give the weights of that")
+    odd = sorted(name for name in own.keys() & found.keys() if not _are_usable(found[name], own[name]))
+    if odd:
+        raise ValueError(f"{option} {path} have {len(odd)} entries that are no finite numbers of floating point, as "
+                         f"{odd[0]}: give those of a sound training, neither quantized nor sparse")
+    return {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+
+
+def _strange(found: dict, own: dict) -> set[str]:
+    """The names that only one of two state_dicts has, or with another shape."""
+    return {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
+            (name not in own or name not in found or own[name].shape != found[name].shape)}
+
+
+def _load(option: str, path: str, found: dict, network: nn.Module) -> None:
+    own = network.state_dict()
+    if strange := _strange(found, own):
+        raise ValueError(f"{option} {path} {_misfit(strange, found, own)}")
+    network.load_state_dict(found, strict=False)
+
+
+def _misfit(strange: set[str], found: dict, own: dict) -> str:
+    """How weights differ from the network's own, and what to do."""
+    heads = {name for name in own if name.split(".")[-2:-1] == ["classifier"]}
+    name = "classifier.weight"
+    if found and strange <= heads and not strange & found.keys():
+        return f"lack the classifier ({', '.join(sorted(strange))}): give those of the whole network"
+    if strange <= heads and name in strange & found.keys() and found[name].dim() == 2:
+        return (f"are for {len(found[name])} classes ({name}), the data has {len(own[name])}: give the data set that "
+                "they were trained on; --arch and the sizes fit")
+    if all(name.startswith("auxiliary_head.") for name in strange):
+        return "have no auxiliary head that fits: leave out --auxiliary, testing needs none"
+    return (f"are another network's ({len(strange)} of {len(own)} entries differ, as {min(strange)}): check the "
+            "cell (--arch), --init_channels, --layers and the data set")
+
+
+def _are_usable(value: Tensor, own: Tensor) -> bool:
+    """Whether a network can take these numbers for its own: dense, finite, and of floating point where those are.
+
+    Quantized ones are not of floating point.
+    """
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        return False
+    return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()
+
+
+# ---- how they lie in a file
 
 def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -32,6 +32,7 @@ import genotypes
 import runs
 import train_cifar
 import utils
+import weights
 from model import NetworkCIFAR
 from model_search import Network
 
@@ -191,7 +192,7 @@ def test_weights_load_in_every_form_people_have_also_with_an_auxiliary_head_too_
     state = small(auxiliary=auxiliary).state_dict()
     torch.save(form(state), tmp_path / "weights.pt")
     network = small()
-    runs.load_weights(str(tmp_path / "weights.pt"), network)
+    weights.load(str(tmp_path / "weights.pt"), network)
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")
 
@@ -282,7 +283,7 @@ def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(mak
     word, network = make(tmp_path / "weights.pt"), small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError) as caught:
-        runs.load_weights(str(tmp_path / "weights.pt"), network)
+        weights.load(str(tmp_path / "weights.pt"), network)
     message = str(caught.value)
     assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
     assert ("supernet" in message) == (word == "supernet")
@@ -333,7 +334,7 @@ def digits(tmp_path_factory):
     return the_run(save), outcome
 
 
-def weights(path):
+def saved(path):
     return torch.load(path, weights_only=True)
 
 
@@ -346,8 +347,8 @@ def assert_same_result(run_dir, expected):
     """Everything that two runs computed is equal, bit for bit."""
     assert metrics(run_dir) == metrics(expected)
     for name in ("weights.pt", "best.pt"):
-        assert_same_tensors(weights(run_dir / name), weights(expected / name))
-    one, other = (weights(path / "checkpoint.pt") for path in (run_dir, expected))
+        assert_same_tensors(saved(run_dir / name), saved(expected / name))
+    one, other = (saved(path / "checkpoint.pt") for path in (run_dir, expected))
     assert_same_tensors(one["network"], other["network"])
     momenta = [state["optimizer"]["state"] for state in (one, other)]
     assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[1])
@@ -441,7 +442,7 @@ def test_eval_of_the_weights_reports_the_accuracy_of_the_run(digits, tmp_path):
             for name, record in (("weights.pt", records[-1]), ("best.pt", best))}
     assert evaluated(run_dir, "weights.pt") == rows["weights.pt"]
     assert evaluated(run_dir, run_dir / "checkpoint.pt", "--arch", run_dir) == rows["weights.pt"]
-    torch.save({"state_dict": prefixed(weights(run_dir / "best.pt"))}, tmp_path / "theirs.pth.tar")
+    torch.save({"state_dict": prefixed(saved(run_dir / "best.pt"))}, tmp_path / "theirs.pth.tar")
     assert evaluated(run_dir, tmp_path / "theirs.pth.tar", "--batch_size", "77") == rows["best.pt"]
     assert snapshot(run_dir.parent) == before  # a test leaves nothing
 
@@ -469,7 +470,7 @@ def test_arch_takes_a_search_run_and_a_random_cell(images, tmp_path):
         run_dir = the_run(save)
         found[str(arch)] = genotypes.load(str(run_dir))
         network = NetworkCIFAR(2, 2, 3, False, found[str(arch)])
-        network.load_state_dict(weights(run_dir / "weights.pt"))  # what was trained is what is recorded
+        network.load_state_dict(saved(run_dir / "weights.pt"))  # what was trained is what is recorded
     drawn = found.pop("random:0")
     assert all(genotype == cell for genotype in found.values())
     assert drawn == genotypes.load("random:0") and drawn not in genotypes.PUBLISHED.values()
@@ -532,7 +533,7 @@ def test_auxiliary_and_cutout_train_on_32x32_images_and_keep_the_head_in_the_wei
     outcome = run("train_cifar.py", *ONCE, *folder_options(images, tmp_path), "--image_size", 32, "--auxiliary",
                   "--cutout")
     assert outcome.code == 0, outcome
-    state = weights(the_run(tmp_path) / "weights.pt")
+    state = saved(the_run(tmp_path) / "weights.pt")
     assert any(name.startswith("auxiliary_head.") for name in state)
     network = NetworkCIFAR(2, 2, 3, True, genotypes.load("PDARTS"))
     network.load_state_dict(state)
@@ -552,7 +553,7 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
     assert outcome.code == 0, outcome
     record, = metrics(the_run(tmp_path))
     assert math.isfinite(record["train_loss"])
-    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(the_run(tmp_path) / "best.pt").values())
+    assert all(value.dtype in (torch.float32, torch.int64) for value in saved(the_run(tmp_path) / "best.pt").values())
 
 
 EAGER = """
@@ -577,7 +578,7 @@ def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(image
         record = json.loads((the_run(tmp_path / save) / "metrics.jsonl").read_text())
         assert record.get("compile_seconds", 0) < record["seconds"]
         assert ("compile_seconds" in record) == (save == "compiled")
-    plain, compiled = (weights(the_run(tmp_path / save) / "weights.pt") for save in ("plain", "compiled"))
+    plain, compiled = (saved(the_run(tmp_path / save) / "weights.pt") for save in ("plain", "compiled"))
     assert list(plain) == list(compiled)
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
@@ -595,7 +596,7 @@ def test_the_published_command_works_word_for_word(tmp_path, name, classes, extr
     assert run_dir.name.startswith("eval-note_of_this_run-")
     args = json.loads((run_dir / "args.json").read_text())["args"]
     assert (args["dataset"], args["arch"], args["auxiliary"], args["cutout"]) == (name, "PDARTS", True, True)
-    state = weights(run_dir / "weights.pt")
+    state = saved(run_dir / "weights.pt")
     assert state["classifier.bias"].shape == state["auxiliary_head.classifier.bias"].shape == (classes,)
 
 
@@ -609,11 +610,11 @@ def test_the_other_published_options_reach_the_run(images, tmp_path):
                   "--tmp_data_dir", images, "--image_size", 32, "--save", tmp_path)
     assert outcome.code == 0, outcome
     run_dir = the_run(tmp_path)
-    group, = weights(run_dir / "checkpoint.pt")["optimizer"]["param_groups"]
+    group, = saved(run_dir / "checkpoint.pt")["optimizer"]["param_groups"]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.8, 1e-4, pytest.approx(0.01))
     assert [record["lr"] for record in metrics(run_dir)] == pytest.approx([0.02, 0.01])
     assert [record["drop_path_prob"] for record in metrics(run_dir)] == pytest.approx([0, 0.1])
-    assert weights(run_dir / "weights.pt")["stem.0.weight"].shape[0] == 3 * 3
+    assert saved(run_dir / "weights.pt")["stem.0.weight"].shape[0] == 3 * 3
     assert re.findall(r"epoch 1 step (\d)", (run_dir / "log.txt").read_text()) == ["1", "2"]
 
 

@@ -21,7 +21,7 @@ import data
 import export
 import genotypes
 import hubconf
-import runs
+import weights
 from model import NetworkCIFAR, NetworkImageNet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -71,7 +71,7 @@ def digit_images():
 
 def trained(run_dir, path="weights.pt"):
     network = NetworkCIFAR(4, 10, 2, False, genotypes.load("PDARTS")).eval()
-    runs.load_weights(str(run_dir / path), network)
+    weights.load(str(run_dir / path), network)
     return network
 
 
@@ -371,7 +371,7 @@ def test_pdarts_at_its_published_size_gives_the_same_logits_in_every_form(entry,
         network = torch.hub.load(str(ROOT), entry, source="local", weights=str(tmp_path / "w.pt")).eval()
         own = {"pdarts_cifar": NetworkCIFAR, "pdarts_imagenet": NetworkImageNet}[entry](
             *{10: (36, 10, 20), 1000: (48, 1000, 14)}[classes], False, genotypes.load("PDARTS")).eval()
-        runs.load_weights(str(tmp_path / "w.pt"), own)
+        weights.load(str(tmp_path / "w.pt"), own)
         expected = own(images)[0]
         assert expected.std(0).mean() > 1e-3
         ways = {"hub": network(images)} | {suffix: run_file(tmp_path / f"x.{suffix}", network, images)

@@ -12,7 +12,7 @@ from scripts import error_line, run, snapshot, the_run, write_images
 from torch import nn
 
 import genotypes
-import runs
+import weights
 from model import NetworkCIFAR, NetworkImageNet
 
 TINY = ["--init_channels", 2, "--layers", 3, "--device", "cpu"]
@@ -59,7 +59,7 @@ FORMS = {
 def test_weights_are_read_as_people_save_them(form, zipped, state, tmp_path):
     torch.save(FORMS[form](state), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     fresh = network()
-    runs.load_weights(str(tmp_path / "w.pt"), fresh)
+    weights.load(str(tmp_path / "w.pt"), fresh)
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, state[name]), name
 
@@ -123,7 +123,7 @@ def test_what_holds_no_weights_of_the_network_is_refused_in_one_line(name, text,
     path, canary = tmp_path / "w.pt", tmp_path / "executed"
     torch.save(wrong(name, state, canary), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError) as error:
-        runs.load_weights(str(path), network())
+        weights.load(str(path), network())
     assert re.search(text, str(error.value)) and str(path) in str(error.value) and "\n" not in str(error.value)
     assert not canary.exists()
 
@@ -138,15 +138,15 @@ def test_the_script_says_so_too(what, text, state, tmp_path):
 def test_a_missing_auxiliary_head_is_named_and_a_needless_one_passed_over(state, tmp_path):
     torch.save(state, tmp_path / "without.pt")
     with pytest.raises(ValueError, match="no auxiliary head.*leave out --auxiliary"):
-        runs.load_weights(str(tmp_path / "without.pt"), network(auxiliary=True))
+        weights.load(str(tmp_path / "without.pt"), network(auxiliary=True))
     torch.save(network(auxiliary=True).state_dict(), tmp_path / "with.pt")
-    runs.load_weights(str(tmp_path / "with.pt"), network())
+    weights.load(str(tmp_path / "with.pt"), network())
 
 
 def test_a_plain_pickle_is_refused(state, tmp_path):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(state))
     with pytest.raises(ValueError, match="w.pkl"):
-        runs.load_weights(str(tmp_path / "w.pkl"), network())
+        weights.load(str(tmp_path / "w.pkl"), network())
 
 
 # ---- weights to start from
@@ -164,7 +164,7 @@ def test_a_training_starts_from_weights_and_with_new_heads_where_the_sizes_diffe
     torch.save({"state_dict": renamed("module.")(found.state_dict())}, tmp_path / "w.pt")
     before = {name: value.clone() for name, value in own.state_dict().items()}
     with caplog.at_level("INFO", logger="pdarts"):
-        runs.start_from(str(tmp_path / "w.pt"), own)
+        weights.start_from(str(tmp_path / "w.pt"), own)
     for name, value in own.state_dict().items():
         kept = name.split(".")[0].replace("_", " ") in anew
         assert torch.equal(value, before[name] if kept else found.state_dict()[name]), name
@@ -175,7 +175,7 @@ def test_a_training_starts_from_weights_and_with_new_heads_where_the_sizes_diffe
 def test_a_backbone_without_a_classifier_gets_a_new_one(state, tmp_path):
     torch.save({name: value for name, value in state.items() if "classif" not in name}, tmp_path / "w.pt")
     own = network(3)
-    runs.start_from(str(tmp_path / "w.pt"), own)
+    weights.start_from(str(tmp_path / "w.pt"), own)
     assert torch.equal(own.stem[0].weight, state["stem.0.weight"]) and len(own.classifier.weight) == 3
 
 
@@ -184,7 +184,7 @@ def test_a_backbone_without_a_classifier_gets_a_new_one(state, tmp_path):
 def test_other_weights_to_start_from_are_refused(name, text, state, tmp_path):
     torch.save(wrong(name, state, tmp_path / "executed"), tmp_path / "w.pt")
     with pytest.raises(ValueError, match=text) as error:
-        runs.start_from(str(tmp_path / "w.pt"), network())
+        weights.start_from(str(tmp_path / "w.pt"), network())
     assert str(error.value).startswith(f"--init_weights {tmp_path / 'w.pt'} ")
 
 

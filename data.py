@@ -72,14 +72,16 @@ def describe(classes: list[str], mean, std, image_size: int) -> dict:
             "image_size": image_size}
 
 
-def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
-    """Split the training set, in stored order, into (images, target) for the weights and for the alphas.
+def part_ends(count: int, train_portion: float, valid_portion: float | None) -> tuple[int, int]:
+    """Where, of `count` images, those for the weights end, and those for the alphas after them: all, or a share."""
+    n = int(count * train_portion)
+    return n, count if valid_portion is None else n + int(count * valid_portion)
 
-    The alphas get the rest, or of it the first images, as many as `valid_portion` of all.
-    """
+
+def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
+    """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
     images, target = dataset.train_images, dataset.train_target
-    n = int(len(images) * train_portion)
-    end = len(images) if valid_portion is None else n + int(len(images) * valid_portion)
+    n, end = part_ends(len(images), train_portion, valid_portion)
     if not 0 < n < end:
         raise ValueError(f"--train_portion {train_portion} of {len(images)} images leaves half of the search empty: "
                          "choose one nearer 0.5, or add images")

@@ -76,9 +76,7 @@ def add_image_options(parser: Parser, datasets: tuple[str, ...] = data.DATASETS)
     add("--image_size", type=number(int, 1), help="resize the images; default: the data set's own size")
     add("--cutout", action="store_true", help="cut a square out of training images")
     add("--cutout_length", type=number(int, 1), help="its side; default: half the image's")
-    files = "imagenet" in datasets
-    add("--workers", type=number(int, 0), default=2, help="processes per rank that read images, with imagenet only"
-        if files else "unused: the images live on the device")
+    add("--workers", type=number(int, 0), default=2, help="per rank, to read imagenet; other sets live on the device")
     return add
 
 

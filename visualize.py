@@ -32,7 +32,6 @@ COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, which colo
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7,
          "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
          "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
-DPI = 200  # of the PNGs
 CURVES = ["#0072B2", "#D55E00"]  # of the same palette
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 
@@ -321,7 +320,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     """Write a figure as path.png and path.svg, the same bytes for the same figure."""
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
         runs.write_file(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
 
 

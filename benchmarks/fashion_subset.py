@@ -1,7 +1,7 @@
 """Write a small, fixed part of Fashion-MNIST, as idx files for --dataset fashion_mnist or as a tree of PNG images.
 
-    python benchmarks/fashion_subset.py OUT --train 6000 --test 2000            # then: --tmp_data_dir OUT
-    python benchmarks/fashion_subset.py OUT --train 200 --test 100 --tree       # then: train_imagenet.py, or folder
+    python benchmarks/fashion_subset.py OUT --train 6000 --test 2000  # then: --tmp_data_dir OUT
+    python benchmarks/fashion_subset.py OUT --train 200 --test 100 --tree  # then: train_imagenet.py, or folder
 The first images of each class are taken, as many of every class, in stored order. Fashion-MNIST itself is looked for in
 ./data and where Debian's package dataset-fashion-mnist puts it, and downloaded to ./data otherwise.
 """

@@ -1,8 +1,8 @@
 """Does the search find good cells? Search, train what was found and what it has to beat, in one command.
 
-    python experiments/evidence.py small --out DIR                           # Fashion-MNIST at 16x16, any CPU
-    python experiments/evidence.py paper --out DIR --tmp_data_dir CIFAR      # as published, one GPU
-    python compare.py DIR/runs/* --markdown --plot dots.svg                  # the table and the picture so far
+    python experiments/evidence.py small --out DIR  # Fashion-MNIST at 16x16, any CPU
+    python experiments/evidence.py paper --out DIR --tmp_data_dir CIFAR  # as published, one GPU
+    python compare.py DIR/runs/* --markdown --plot dots.svg  # the table and the picture so far
 Stop it at any time, even by kill -9, and start it again with the same command: finished steps are skipped, unfinished
 ones resumed. matrix.py lists the steps. Expect DIR/runs/ with a run directory per step, DIR/cells/ with the cells found
 and DIR/output/ with what each step printed.

@@ -2,7 +2,7 @@
 
 A script takes seconds to import torch and more to draw its pictures, and the tests run dozens. So `start` and `run`
 fork them from a server that has imported it, and save sketches; `run_fresh` starts an interpreter, as a shell does.
-    python tests/scripts.py SCRIPT OPTIONS...         # what other programs start with sketches
+    python tests/scripts.py SCRIPT OPTIONS...  # what other programs start with sketches
 """
 import importlib
 import json
@@ -92,6 +92,21 @@ def sketch(figure, file, format, **options) -> None:
     else:
         lines = [line.get_xydata().tolist() for ax in figure.axes for line in ax.lines]
         file.write(f"<svg>{lines}</svg>".encode())
+
+
+BEHIND = """
+import runpy, sys
+{}
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def behind(code: str, folder: Path) -> Path:
+    """A program, made in `folder`, that does `code` and then is the script of its first argument."""
+    (folder / "behind.py").write_text(BEHIND.format(code))
+    return folder / "behind.py"
 
 
 def start(script, *options, cwd=None, env=None) -> Script:

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from scripts import ROOT, error_line, run, snapshot, start
+from scripts import ROOT, behind, error_line, run, snapshot, start
 from test_compare import write_evaluation
 
 import compare
@@ -169,22 +169,13 @@ def without_hours(value):
     return [without_hours(part) for part in value] if isinstance(value, list) else value
 
 
-SKETCHING = """
-import runpy, sys
-sys.executable = {!r}
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.fixture
 def driver_with_sketches(tmp_path):
     """The driver as a program whose steps save sketches for pictures."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/scripts.py "$@"\n')
     python.chmod(0o755)
-    (tmp_path / "driver.py").write_text(SKETCHING.format(str(python)))
-    return tmp_path / "driver.py", ROOT / DRIVER
+    return behind(f"sys.executable = {str(python)!r}", tmp_path), ROOT / DRIVER
 
 
 @pytest.mark.slow

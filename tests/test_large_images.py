@@ -20,6 +20,7 @@ import genotypes
 import progressive
 import search_data
 import train_search
+import utils
 from genotypes import PRIMITIVES
 from model import NetworkImageNet
 from model_search import Network
@@ -31,7 +32,7 @@ TINY = shlex.split("--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 -
 
 def supernet(C: int = 4, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    network = Network(C, 10, 3, [PRIMITIVES] * 14, [PRIMITIVES[:8]] * 14, skip_dropout=0.3, stem="imagenet").double()
+    network = Network(C, 10, 3, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.3, stem="imagenet").double()
     for alphas in (network.alphas_normal, network.alphas_reduce):
         nn.init.normal_(alphas)
     return network
@@ -195,15 +196,15 @@ def test_a_search_on_files_killed_and_stopped_ends_with_the_same_result(undistur
     process.wait_until(lambda: save.exists() and any(save.glob("*/checkpoint.pt")))
     process.signal(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
-    run_dir, number = the_run(save), signal.SIGTERM
+    run_dir = the_run(save)
     for at in (2, 3):
         process = start(SEARCH, "--resume", run_dir, "--workers", 0, "--report_freq", 1)
         step = f"epoch {at % 2} step 1"  # the first of its three
         process.wait_until(lambda at=at: epochs_done(run_dir) >= at)
         process.wait_until(lambda step=step, own=process: step in own.output("err"))
-        process.signal(number)
+        process.signal(signal.SIGTERM)
         outcome = process.wait()
-        assert outcome.code == 128 + number, outcome
+        assert outcome.code == 128 + signal.SIGTERM, outcome
         assert "meter" in torch.load(run_dir / "checkpoint.pt", weights_only=True)
     outcome = run(SEARCH, "--resume", run_dir, timeout=300)
     assert outcome.code == 0, outcome
@@ -217,7 +218,7 @@ def test_an_image_that_cannot_be_read_stops_the_search_saved_and_it_goes_on(tmp_
     options = options_for(folder, tmp_path / "calm", "--image_size", 32, "--workers", 0)
     assert run(SEARCH, *options).code == 0
     train = data.imagenet_folders(str(folder))[0]
-    seed = train_search.utils.derive_seed(2, 2)
+    seed = utils.derive_seed(2, 2)
     for name, part in zip(("weights", "alphas"),
                           search_data.draw_samples(train.samples, train.classes, 0.5, 0.34, seed)):
         path, save = Path(part[0][0]), tmp_path / name
@@ -283,7 +284,7 @@ def test_the_memory_that_is_asked_for_is_a_lower_bound(grad_checkpoint):
 
 
 def test_what_exceeds_the_memory_is_refused_with_the_alternatives(monkeypatch):
-    monkeypatch.setattr(train_search.utils, "device_memory", lambda device: 80 * 2**30)
+    monkeypatch.setattr(utils, "device_memory", lambda device: 80 * 2**30)
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
     args = Namespace(stem="cifar", batch_size=96, amp="off", grad_checkpoint=False)
     with pytest.raises(ValueError, match=r"stage 1 needs at least 8\d GiB of memory at 224x224 with --stem cifar, and "

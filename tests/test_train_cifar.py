@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from scripts import (
     MEASURED,
     ROOT,
+    behind,
     epochs_done,
     error_line,
     metrics,
@@ -557,21 +558,18 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
 
 
 EAGER = """
-import runpy, sys, torch
+import torch
 compile = torch.nn.Module.compile
 torch.nn.Module.compile = lambda module: (print("compiled"), compile(module, backend="eager", fullgraph=True))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.mark.slow
 def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(images, tmp_path):
     """With a backend that needs no C++ compiler."""
-    (tmp_path / "eager.py").write_text(EAGER)
     options = ["--init_channels", 2, "--layers", 1, "--device", "cpu", "--epochs", 1]
-    for save, script in (("plain", ["train_cifar.py"]), ("compiled", [tmp_path / "eager.py", ROOT / "train_cifar.py",
-                                                                    "--compile"])):
+    program = behind(EAGER, tmp_path)
+    for save, script in (("plain", ["train_cifar.py"]), ("compiled", [program, ROOT / "train_cifar.py", "--compile"])):
         outcome = run(*script, *options, *folder_options(images, tmp_path / save), "--batch_size", 12)
         assert outcome.code == 0, outcome
         assert ("compiled" in outcome.out) == (save == "compiled")
@@ -588,8 +586,7 @@ def test_compiling_changes_neither_the_result_nor_the_names_of_the_weights(image
 def test_the_published_command_works_word_for_word(tmp_path, name, classes, extra):
     published = "--tmp_data_dir DIR --auxiliary --cutout --save log_path --note note_of_this_run"
     write_cifar(tmp_path / "DIR", classes, count=8)
-    (tmp_path / "any_cifar.py").write_text(ANY_CIFAR)
-    outcome = run(tmp_path / "any_cifar.py", ROOT / "train_cifar.py", *shlex.split(published), *shlex.split(extra),
+    outcome = run(behind(ANY_CIFAR, tmp_path), ROOT / "train_cifar.py", *shlex.split(published), *shlex.split(extra),
                   *ONCE, cwd=tmp_path)
     assert outcome.code == 0, outcome
     run_dir = the_run(tmp_path / "log_path")

@@ -17,6 +17,7 @@ from PIL import Image
 from scripts import (
     MEASURED,
     ROOT,
+    behind,
     by_hand,
     children,
     epochs_done,
@@ -186,19 +187,15 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
 # ---- what runs start from
 
 AS_FROM_A_SHELL = """
-import multiprocessing, runpy, sys
+import multiprocessing
 multiprocessing.set_start_method(None, force=True)  # not the tests' way: workers would import torch anew
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """train_imagenet.py where its workers start as they do from a shell: what precedes the options."""
-    path = tmp_path_factory.mktemp("script") / "as_from_a_shell.py"
-    path.write_text(AS_FROM_A_SHELL)
-    return [path, ROOT / "train_imagenet.py"]
+    return [behind(AS_FROM_A_SHELL, tmp_path_factory.mktemp("script")), ROOT / "train_imagenet.py"]
 
 
 @pytest.fixture(scope="module")

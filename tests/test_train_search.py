@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from scripts import (
     MEASURED,
     ROOT,
+    behind,
     epochs_done,
     error_line,
     metrics,
@@ -439,11 +440,8 @@ def test_bf16_runs_on_the_cpu(images, tmp_path):
 # ---- the published command
 
 ANY_CIFAR = """
-import os, runpy, sys, torchvision
+import torchvision
 torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True  # the files are not the real ones
-sys.argv = sys.argv[1:]
-sys.path[0] = os.path.dirname(sys.argv[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -468,8 +466,7 @@ def test_the_published_command_works_word_for_word(tmp_path, name, classes, extr
     published = ("--tmp_data_dir DIR --save log_path --add_layers 6 --add_layers 12 --dropout_rate 0.1 "
                  "--dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run")
     write_cifar(tmp_path / "DIR", classes, count=8)
-    (tmp_path / "any_cifar.py").write_text(ANY_CIFAR)
-    outcome = run_fresh(tmp_path / "any_cifar.py", ROOT / "train_search.py", *shlex.split(f"{published} {extra}"),
+    outcome = run_fresh(behind(ANY_CIFAR, tmp_path), ROOT / "train_search.py", *shlex.split(f"{published} {extra}"),
                         "--epochs", 1, "--warmup_epochs", 0, "--init_channels", 2, "--layers", 1, "--device", "cpu",
                         cwd=tmp_path)
     assert outcome.code == 0, outcome
@@ -907,19 +904,17 @@ def test_too_little_memory_is_said_with_a_batch_size_to_try(tmp_path):
 # ---- two at once
 
 SAME_SECOND = """
-import datetime, runpy, sys, runs
+import datetime, runs
 class Now(datetime.datetime):
     now = classmethod(lambda cls, tz=None: cls(2030, 1, 2, 3, 4, 5))
 runs.datetime = Now
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_runs_of_the_same_second_and_note_get_directories_of_their_own(images, tmp_path):
-    (tmp_path / "same_second.py").write_text(SAME_SECOND)
+    program = behind(SAME_SECOND, tmp_path)
     options = [*options_for(images, tmp_path / "runs"), *SHORT[-4:], "--note", "twin"]
-    scripts = [start(tmp_path / "same_second.py", ROOT / "train_search.py", *options) for _ in range(2)]
+    scripts = [start(program, ROOT / "train_search.py", *options) for _ in range(2)]
     assert [script.wait().code for script in scripts] == [0, 0]
     one, other = sorted((tmp_path / "runs").iterdir())
     assert "twin-20300102-030405" in one.name and "twin-20300102-030405" in other.name

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scripts import ROOT, error_line, metrics, run, snapshot, the_run, write_images
+from scripts import ROOT, behind, error_line, metrics, run, snapshot, the_run, write_images
 
 import data
 import export
@@ -293,24 +293,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_new(place, tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.safetensors", "mine")]
 
 
-BEHIND = """
-import ctypes, runpy, struct, sys
-{}
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+POWERLESS = """
+import ctypes, struct
+ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root is like anyone then
 """
-POWERLESS = 'ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root is like anyone then'
-
-
-def behind(code, folder, *options):
-    (folder / "behind.py").write_text(BEHIND.format(code))
-    return run(folder / "behind.py", ROOT / "export.py", *options)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
 def test_a_folder_without_rights_is_refused_before_the_work(place, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
-    outcome = behind(POWERLESS, tmp_path, place.run, "--onnx", tmp_path / "closed/x.onnx")
+    outcome = run(behind(POWERLESS, tmp_path), ROOT / "export.py", place.run, "--onnx", tmp_path / "closed/x.onnx")
     assert "or rights there" in error_line(outcome, 1) and not list((tmp_path / "closed").iterdir())
 
 
@@ -318,7 +310,7 @@ def test_a_folder_without_rights_is_refused_before_the_work(place, tmp_path):
                                              ("safetensors", "safetensors")])
 def test_a_missing_package_is_asked_for(suffix, package, place, tmp_path):
     hidden = f'sys.modules["{package}"] = None'
-    outcome = behind(hidden, tmp_path, place.run, f"--{suffix}", tmp_path / f"x.{suffix}")
+    outcome = run(behind(hidden, tmp_path), ROOT / "export.py", place.run, f"--{suffix}", tmp_path / f"x.{suffix}")
     assert f"pip install {package};" in error_line(outcome, 2)
 
 

@@ -11,6 +11,7 @@ import runs
 from visualize import STYLE
 
 NOTHING = "–"
+SHARED = ["data", "device", "evaluation"]  # columns that a table for print leaves out where all rows agree
 MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that every row shows
 COLORS = {"P-DARTS": "#0072B2", "without skip dropout": "#56B4E9", "one stage": "#009E73", "random": "#606060",
           "published": "#D55E00", "other": "#CC79A7"}  # by kind, in the order of rows; Okabe and Ito's
@@ -68,6 +69,16 @@ def grid(rows: list[dict]) -> list[list[str]]:
     return [names, *([line[name] for name in names] for line in lines)]
 
 
+def print_grid(rows: list[dict]) -> tuple[list[list[str]], str]:
+    """The same for print: without the columns of SHARED in which all rows agree, and a sentence that names them."""
+    lines = grid(rows)
+    values = {name: {text for text in column if text != NOTHING} for name, *column in zip(*lines)}
+    shared = {name: values[name].pop() for name in SHARED if len(rows) > 1 and len(values.get(name, ())) == 1}
+    kept = [i for i, name in enumerate(lines[0]) if name not in shared]
+    return ([[line[i] for i in kept] for line in lines],
+            "; ".join(f"{name} {text}" for name, text in shared.items()))
+
+
 def as_text(rows: list[dict]) -> str:
     lines = grid(rows)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -77,9 +88,11 @@ def as_text(rows: list[dict]) -> str:
 
 def as_markdown(rows: list[dict]) -> str:
     escape = str.maketrans({char: f"\\{char}" for char in "\\`*_|<>[]"})
-    lines = [[text.translate(escape) for text in line] for line in grid(rows)]
+    lines, shared = print_grid(rows)
+    lines = [[text.translate(escape) for text in line] for line in lines]
     lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\nIn all rows: {shared.translate(escape)}." if shared else table
 
 
 def as_latex(rows: list[dict]) -> str:
@@ -87,11 +100,11 @@ def as_latex(rows: list[dict]) -> str:
     escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", NOTHING: "--"})
-    lines = grid(rows)
+    lines, shared = print_grid(rows)
     columns = "l" * len(lines[0])
     head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
-                      r"\end{tabular}"])
+                      r"\end{tabular}", *([f"% In all rows: {shared}."] if shared else [])])
 
 
 def list_genotypes(rows: list[dict]) -> str:

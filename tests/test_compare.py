@@ -143,7 +143,8 @@ def test_json_holds_all_rows(runs, monkeypatch, capsys):
 
 def test_markdown_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
     run_compare([*runs, "--markdown"], monkeypatch)
-    lines = capsys.readouterr().out.splitlines()
+    *lines, _, shared = capsys.readouterr().out.splitlines()
+    assert shared == "In all rows: data cifar10; device 2 x NVIDIA H100." and "device" not in lines[0]
     assert len(lines) == 6 and set(lines[1]) == set("|- ")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[3].startswith("| search-b\\|& |") and "3.50 ± 0.71" in lines[2]
@@ -151,7 +152,8 @@ def test_markdown_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
 
 def test_latex_is_escaped_and_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
     run_compare([*runs, "--latex"], monkeypatch)
-    lines = capsys.readouterr().out.splitlines()
+    *lines, shared = capsys.readouterr().out.splitlines()
+    assert shared == "% In all rows: data cifar10; device 2 x NVIDIA H100."
     assert lines[0].startswith(r"\begin{tabular}{") and lines[-1] == r"\end{tabular}"
     assert (lines[1], lines[3], lines[-2]) == (r"\toprule", r"\midrule", r"\bottomrule")
     table = [lines[2], *lines[4:-2]]

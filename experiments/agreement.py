@@ -1,0 +1,61 @@
+"""Do searches choose alike? Compare their alphas in stage 1, where all edges still have 8 candidates.
+
+    python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...]
+Expect a Markdown table with a line for each epoch of stage 1, means over all pairs of searches. For the normal and the
+reduction cell it has the number of edges on which both prefer the same operation (by chance 2 of 14: one in seven, as
+the zero operation is never chosen), the correlation of their alphas, and that of what these have beyond an operation's
+mean over the edges.
+"""
+import itertools
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
+import runs
+from genotypes import PRIMITIVES
+
+CELLS = ("normal", "reduce")
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> list[float]:
+    """Of two searches' alphas (14, 8): edges of the same choice, correlation, correlation beyond the means."""
+    one, other = (alphas - alphas.mean(axis=1, keepdims=True) for alphas in (one, other))
+    chosen = [i for i, name in enumerate(PRIMITIVES) if name != "none"]
+    same = (one[:, chosen].argmax(axis=1) == other[:, chosen].argmax(axis=1)).sum()
+    return [same, correlation(one, other), correlation(one - one.mean(axis=0), other - other.mean(axis=0))]
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return np.corrcoef(one.ravel(), other.ravel())[0, 1]
+
+
+def main(args: Namespace) -> None:
+    paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in args.run_dirs))
+    if len(paths) < 2:
+        raise ValueError(f"{', '.join(args.run_dirs)} is one search: name two or more to compare")
+    searches = [[runs.read_alphas(path)[f"stage1_{cell}"] for cell in CELLS] for path in paths]
+    epochs = {len(alphas) for search in searches for alphas in search}
+    if len(epochs) > 1:
+        raise ValueError(f"stage 1 has {' and '.join(map(str, sorted(epochs)))} epochs in these searches: compare "
+                         "searches of one length, after their first stage")
+    print("| epoch | " + " | ".join(f"{cell}: same | correlation | beyond means" for cell in CELLS) + " |")
+    print("| --- " * (1 + 3 * len(CELLS)) + "|")
+    for epoch in range(*epochs):
+        pairs = [sum([agreement(a[epoch], b[epoch]) for a, b in zip(*pair)], [])
+                 for pair in itertools.combinations(searches, 2)]
+        cells = [f"{value:.{1 if i % 3 == 0 else 2}f}" for i, value in enumerate(np.mean(pairs, axis=0))]
+        print(f"| {epoch + 1} | {' | '.join(cells)} |")
+
+
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of searches")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser().parse_args)

@@ -1,0 +1,48 @@
+"""Copy the records of an experiment's finished runs, without weights and without the paths of a machine.
+
+    python experiments/collect.py OUT results
+Expect results/RUN/ for each finished run in OUT/runs, with args.json, metrics.jsonl, genotype.json, and of a search
+alphas.npz and genotypes.json: all that compare.py and visualize.py read.
+"""
+import json
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
+import compare
+from runs import log
+
+RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
+
+
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="where evidence.py has written")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="where the records go")
+    return parser
+
+
+def main(args: Namespace) -> None:
+    found = [compare.read_run(str(path)) for path in sorted((args.out / "runs").glob("*/"))]
+    if not found:
+        raise ValueError(f"{args.out} holds no runs: name the --out of experiments/evidence.py")
+    finished = [run for run in found if compare.state(run) == "finished"]
+    for run in finished:
+        folder = args.results / run["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in RECORDS:
+            if (run["path"] / name).exists():
+                shutil.copyfile(run["path"] / name, folder / name)
+        record = json.loads((run["path"] / "args.json").read_text())
+        python, script, *options = shlex.split(record["command"])
+        record["command"] = shlex.join([python, Path(script).name, *options])
+        (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+    log.info(f"{len(finished)} of {len(found)} runs are finished; their records are in {args.results}")
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser().parse_args)

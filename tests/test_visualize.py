@@ -15,6 +15,7 @@ from PIL import Image
 from scripts import run
 
 import cli
+import draw_cell
 import genotypes
 import report
 import runs
@@ -109,7 +110,7 @@ def test_a_cell_shows_every_gene_once(name, tmp_path):
         shown = texts(tmp_path / f"{name}-{cell}.svg")
         assert sorted(text for text in shown if text in OPERATIONS) == sorted(op for op, _ in genes)
         assert set(map(str, range(len(genes) // 2))) <= set(shown)
-        assert {visualize.COLORS[op].lower() for op, _ in genes} <= edge_colors(tmp_path / f"{name}-{cell}.svg")
+        assert {draw_cell.COLORS[op].lower() for op, _ in genes} <= edge_colors(tmp_path / f"{name}-{cell}.svg")
         with Image.open(tmp_path / f"{name}-{cell}.png") as image:
             image.verify()
 
@@ -118,8 +119,8 @@ def test_a_cell_shows_every_gene_once(name, tmp_path):
 def test_no_two_boxes_of_a_cell_overlap(name):
     genotype = genotypes.load(name)
     for cell in ("normal", "reduce"):
-        edges = visualize.trace_edges(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
-        places = visualize.arrange(edges)
+        edges = draw_cell.trace_edges(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
+        places = draw_cell.arrange(edges)
         boxes = [(point[0], y) for point, y in places.items() if point[1] != "bend"]
         assert all(abs(y - other) > 0.25 for i, (column, y) in enumerate(boxes)
                    for column_other, other in boxes[:i] if column == column_other)
@@ -129,8 +130,8 @@ def test_no_two_boxes_of_a_cell_overlap(name):
 
 
 def test_each_operation_has_one_color_and_skips_are_dashed(tmp_path):
-    assert set(visualize.COLORS) == {"none", *OPERATIONS}
-    assert len(set(visualize.COLORS.values())) == len(visualize.COLORS)
+    assert set(draw_cell.COLORS) == {"none", *OPERATIONS}
+    assert len(set(draw_cell.COLORS.values())) == len(draw_cell.COLORS)
     genes = [("skip_connect", 0), ("sep_conv_3x3", 1)]
     visualize.draw_genotype(genotypes.Genotype(genes, [2], genes[1:] * 2, [2]), tmp_path, "x")
     for svg, dashed in ((tmp_path / "x-normal.svg", True), (tmp_path / "x-reduce.svg", False)):
@@ -157,7 +158,7 @@ def test_a_search_is_drawn_with_all_its_edges(search):
         svg = search / "pictures" / f"alphas-{cell}.svg"
         assert sum("→" in text for text in texts(svg)) == 14
         assert set(PRIMITIVES) <= set(texts(svg))
-        assert {visualize.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
+        assert {draw_cell.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
     assert {"loss", "accuracy, %", "entropy", "skip dropout", "stage 1", "stage 2", "stage 3"} <= set(
         texts(search / "pictures" / "curves.svg"))
 

@@ -1,7 +1,7 @@
 """The search supernet: every edge of every cell mixes its candidate operations with softmax weights (section 3.1).
 
-This is the definition, candidate by candidate. Training and validation take the same sums from fast/, in less time and
-memory, unless `network.fast` is set to False.
+This is the definition, candidate by candidate. Training takes the same sums from fast/, in less time and memory, unless
+`network.fast` is set to False; evaluation mode always runs what stands here.
 """
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class Network(nn.Module):
     stem: "cifar", or for large images "imagenet": that of the evaluation network, which leaves an eighth of the size.
     """
 
-    fast = True  # train and validate by fast/, which computes the same
+    fast = True  # train by fast/, which computes the same
     grad_checkpoint = False  # there: keep only the cells' outputs for the backward pass, which computes each cell again
 
     def __init__(self, C: int, num_classes: int, layers: int, normal: list[list[str]], reduce: list[list[str]],
@@ -102,9 +102,8 @@ class Network(nn.Module):
             s1 = self.stem1(s0)  # (B, C, H/8, W/8)
         else:
             s0 = s1 = self.stem(images)  # (B, 3C, H, W)
-        if self.fast:  # the loop below, in less time and memory
-            mix_cells = fast.mix_cells if self.training else fast.validate_cells
-            s1 = mix_cells(self, s0, s1, weights)
+        if self.training and self.fast:
+            s1 = fast.mix_cells(self, s0, s1, weights)  # the loop below, in less time and memory
         else:
             for cell in self.cells:
                 s0, s1 = s1, cell(s0, s1, weights[cell.reduction], self.skip_dropout)  # (B, 4C, H, W)

@@ -66,9 +66,6 @@ class PlainSteps:
     def alpha(self, images, target):
         plain_step(self.model, *self.alphas, images, target)
 
-    def validation(self, images, target):
-        validate(self.model, images)
-
 
 def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(images)
@@ -96,15 +93,6 @@ class OurSteps:
     def alpha(self, images, target):
         self.architect.step(images, target)
 
-    def validation(self, images, target):
-        validate(self.model, images)
-
-
-@torch.no_grad()
-def validate(model: nn.Module, images: Tensor) -> None:
-    model.eval()(images)
-    model.train()
-
 
 def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
     """The supernet of a stage, its candidates drawn at random: of all 8, K on every edge."""
@@ -115,17 +103,14 @@ def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
 
 
 def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> dict[str, dict]:
-    """Per mode (plain, default, checkpoint): seconds and dispatches of steps, kept and peak bytes of one image.
-
-    validation: seconds of a batch's forward pass in evaluation mode.
-    """
+    """Per mode (plain, default, checkpoint): seconds and dispatches of the steps, kept and peak bytes of one image."""
     network = supernet(layers, K, args)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     target = torch.randint(10, (args.batch_size,), device=args.device)
     check(network, lambda model, *batch: F.cross_entropy(model(batch[0]), batch[1]), images[:4], target[:4])
     steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
              OurSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
-    times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha", "validation")}
+    times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha")}
     layout = torch.channels_last if args.device == "cpu" else torch.contiguous_format
     inputs = {mode: images if mode == "plain" else images.contiguous(memory_format=layout) for mode in modes}
     for repeat in range(args.repeats + 1):
@@ -135,7 +120,7 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
                 times[mode, kind].append(elapsed)
     result = {}
     for mode, step in steps.items():
-        row = {kind: statistics.median(times[mode, kind]) for kind in ("weight", "alpha", "validation")}
+        row = {kind: statistics.median(times[mode, kind]) for kind in ("weight", "alpha")}
         row["bilevel"] = statistics.median(map(sum, zip(times[mode, "weight"], times[mode, "alpha"])))
         for kind in ("weight", "alpha"):
             row[f"dispatches_{kind}"] = dispatches(getattr(step, kind), inputs[mode], target)
@@ -148,12 +133,12 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
 def print_stage(stage: int, result: dict[str, dict]) -> None:
     layers, K = STAGES[stage]
     print(f"\nstage {stage}: {layers} cells, {K} candidates per edge")
-    print(f"{'':11}{'weight s':>15}{'alpha s':>15}{'bilevel s':>15}{'validation s':>15}"
-          f"{'dispatches w, a':>26}{'kept MB w, a':>24}{'peak MB':>15}")
+    print(f"{'':11}{'weight s':>15}{'alpha s':>15}{'bilevel s':>15}{'dispatches w, a':>26}{'kept MB w, a':>24}"
+          f"{'peak MB':>15}")
     plain = result["plain"]
     for mode, row in result.items():
-        cells = [f"{row[k]:.2f} ({plain[k] / row[k]:.2f}x)" for k in ("weight", "alpha", "bilevel", "validation")]
-        print(f"{mode:11}" + "".join(f"{cell:>15}" for cell in cells), end="")
+        cells = [f"{row[k]:.2f} ({plain[k] / row[k]:.2f}x)" for k in ("weight", "alpha", "bilevel")]
+        print(f"{mode:11}{cells[0]:>15}{cells[1]:>15}{cells[2]:>15}", end="")
         for key, unit, width in (("dispatches_", 1, ".0f"), ("kept_", 1e6, ".1f")):
             pair = [row[key + kind] / unit for kind in ("weight", "alpha")]
             ratios = [row[key + kind] / plain[key + kind] for kind in ("weight", "alpha")]

@@ -241,29 +241,20 @@ def sort_by_size(depthwise: list[nn.Conv2d], device: torch.device) -> tuple[list
     return [depthwise[i] for i in by_size], torch.tensor(order, dtype=torch.long, device=device)
 
 
-def enter_group(group: list[Branch], relus: list[Tensor], undilated: dict) -> tuple[list[Tensor], list[int], int, int]:
-    """The states that the group leaves, which of them each branch leaves, stride and dilation of its depthwise.
-
-    undilated: of the states that a dilated convolution has left already.
-    """
-    order, stride = list(dict.fromkeys(b.state for b in group)), group[0].stride
-    which = [order.index(b.state) for b in group]
-    if not isinstance(group[0].op, DilConv):
-        return [relus[state] for state in order], which, stride, 1
-    for state in order:
-        if state not in undilated:
-            undilated[state] = undilate(relus[state], stride)
-    states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
-    return states, which, stride, dilation
-
-
 def mix_group(group: list[Branch], relus: list[Tensor], undilated: dict, convolutions, scale: Tensor,
               moments: Moments) -> Tensor:
     """The weighted sum of the group's branches, (B, C, H', W').
 
-    convolutions: depthwise and pointwise weights of each half. scale: the mixing weights, each C times.
+    undilated: of the states that a dilated convolution has left already. convolutions: depthwise and pointwise weights
+    of each half. scale: the mixing weights, each C times.
     """
-    states, which, stride, dilation = enter_group(group, relus, undilated)
+    order, stride, dilation = list(dict.fromkeys(b.state for b in group)), group[0].stride, 1
+    states, which = [relus[state] for state in order], [order.index(b.state) for b in group]
+    if isinstance(group[0].op, DilConv):
+        for state in order:
+            if state not in undilated:
+                undilated[state] = undilate(relus[state], stride)
+        states, (stride, *_), (dilation, *_) = zip(*[undilated[state] for state in order])
     kernel, pointwise = next(convolutions)  # (nC, 1, K, K), (nC, C, 1, 1)
     d = Depthwise.apply(kernel, stride, dilation, which, *states)
     for half in halves(group)[1:]:

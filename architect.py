@@ -1,8 +1,10 @@
 """The alphas' side of the bilevel problem: first-order steps, without unrolling the weights (section 3.1)."""
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import parallel
+import utils
 
 
 class Architect:
@@ -26,12 +28,6 @@ class Architect:
         self.scaler.scale(loss).backward()
         for weight in weights:
             weight.requires_grad_(True)
-        if dist.is_initialized():  # all ranks must hold the same alphas
-            for alpha in self.alphas:
-                dist.all_reduce(alpha.grad)
-                alpha.grad /= dist.get_world_size()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.alphas, self.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        parallel.average_gradients(self.alphas)  # all ranks must hold the same alphas
+        utils.clipped_step(self.optimizer, self.scaler, self.grad_clip)
         return loss.detach()

@@ -84,9 +84,11 @@ def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
             path = out / ("genotype_unrestricted.json" if limit is None else f"genotype_M{limit}.json")
             genotypes.save(genotype, path)
         rows.append((name, row["skips"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.1f} M"))
-        commands.append(f"# {name}\n{train_command(path, args)}")
+        commands.append(f"# {name}\n{training_command(path, args)}")
     head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
-    return [table(rows, head), "<p>Sizes with 36 channels and 20 cells, on CIFAR-10. To train each:</p>",
+    sizes = "48 channels and 14 cells, on ImageNet" if args.get("stem") == "imagenet" else (
+        "36 channels and 20 cells, on CIFAR-10")
+    return [table(rows, head), f"<p>Sizes with {sizes}. To train each:</p>",
             code("\n".join(commands)), "<p>Recommended:</p>", code(str(chosen))]
 
 
@@ -104,15 +106,19 @@ def describe_choices(metrics: list[dict]) -> list[str]:
     return ["<h2>How decided the choices are</h2>", table(rows, head), *advice]
 
 
-def train_command(arch: Path, args: dict) -> str:
-    """The command that trains a cell on the search's data set; the auxiliary head needs images of 29x29 or more."""
-    words = ["python", "train_cifar.py", "--dataset", args["dataset"], "--arch", str(arch)]
-    for name in ("tmp_data_dir", "image_size"):
-        if args[name]:
-            words += [f"--{name}", str(args[name])]
-    if args["dataset"].startswith("cifar") and (args["image_size"] or 32) >= 29:
-        words += ["--auxiliary", "--cutout"]
-    return shlex.join(words)
+def training_command(arch: Path, args: dict) -> str:
+    """The command that trains a cell on the images of a search; small ones have no room for the auxiliary head."""
+    size = args["image_size"] or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
+    where = ["--tmp_data_dir", args["tmp_data_dir"]] if args["tmp_data_dir"] else []
+    where += ["--arch", str(arch)]
+    if args["dataset"] == "imagenet" or (args["dataset"], args.get("stem")) == ("folder", "imagenet"):
+        words = ["train_imagenet.py", *where, *(["--image_size", str(size)] if size != 224 else [])]
+        words += ["--auxiliary"] if size >= 193 else []
+    else:
+        words = ["train_cifar.py", "--dataset", args["dataset"], *where]
+        words += ["--image_size", str(size)] if args["image_size"] else []
+        words += ["--auxiliary", "--cutout"] if size >= 29 else []
+    return shlex.join(["python", *words])
 
 
 def code(text: str) -> str:

@@ -9,7 +9,6 @@ Without --tmp_data_dir it searches on scikit-learn's 8x8 digits, which need no d
 with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured on the way.
 """
 import json
-import shlex
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -36,6 +35,7 @@ from genotypes import Genotype, count_skips
 from model import NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from progressive import Stage
+from report import training_command
 from runs import log
 
 
@@ -136,7 +136,7 @@ def main(args: Namespace) -> None:
                 visualize.draw_run(run_dir)
     genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
     if parallel.rank() == 0:
-        report(run_dir, state, genotype, restricted, args, device, source.image_size)
+        report(run_dir, state, genotype, restricted, args, device)
 
 
 def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNamespace, meter: engine.Meter,
@@ -260,7 +260,7 @@ def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> d
 
 
 def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int, Genotype], args: Namespace,
-           device: torch.device, image_size: int) -> None:
+           device: torch.device) -> None:
     """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
     table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
     runs.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
@@ -275,17 +275,7 @@ def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int,
     hours = sum(record["seconds"] for record in state["metrics"]) * parallel.world_size() / 3600
     kind = "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
-    log.info(f"train it: {shlex.join(['python', *training_command(run_dir, args, image_size)])}")
-
-
-def training_command(run_dir: Path, args: Namespace, image_size: int) -> list[str]:
-    """The script that trains the cell found on the same images, and its options."""
-    where, arch = ["--tmp_data_dir", args.tmp_data_dir], ["--arch", str(run_dir)]
-    if args.dataset == "imagenet" or (args.dataset, args.stem) == ("folder", "imagenet"):
-        size = [] if image_size == 224 else ["--image_size", str(image_size)]
-        return ["train_imagenet.py", *where, *arch, *size, *(["--auxiliary"] if image_size >= 193 else [])]
-    published = ["--auxiliary", "--cutout"] if image_size >= 29 else []  # smaller ones have no room for them
-    return ["train_cifar.py", *where, "--dataset", args.dataset, *arch, *published]
+    log.info(f"train it: {training_command(run_dir, vars(args))}")
 
 
 if __name__ == "__main__":

@@ -187,9 +187,21 @@ def test_the_commands_of_a_report_name_the_cells_of_its_table(search):
 
 def test_cifar_is_trained_as_in_the_paper():
     args = {"dataset": "cifar10", "tmp_data_dir": "my data", "image_size": None}
-    command = report.train_command(Path("run"), args)
-    assert command.endswith("--arch run --tmp_data_dir 'my data' --auxiliary --cutout")
-    assert "--auxiliary" not in report.train_command(Path("run"), args | {"image_size": 16})
+    command = report.training_command(Path("run"), args)
+    assert command == "python train_cifar.py --dataset cifar10 --tmp_data_dir 'my data' --arch run --auxiliary --cutout"
+
+
+@pytest.mark.parametrize("args, command", [
+    ({"dataset": "cifar10", "image_size": 16}, "train_cifar.py --dataset cifar10 --arch run --image_size 16"),
+    ({"dataset": "digits"}, "train_cifar.py --dataset digits --arch run"),
+    ({"dataset": "folder", "image_size": 64},
+     "train_cifar.py --dataset folder --arch run --image_size 64 --auxiliary --cutout"),
+    ({"dataset": "folder", "image_size": 64, "stem": "imagenet"}, "train_imagenet.py --arch run --image_size 64"),
+    ({"dataset": "imagenet", "stem": "imagenet"}, "train_imagenet.py --arch run --auxiliary"),
+])
+def test_a_cell_is_trained_on_the_images_of_its_search(args, command):
+    args = {"tmp_data_dir": None, "image_size": None, "stem": "cifar"} | args
+    assert report.training_command(Path("run"), args) == f"python {command}"
 
 
 @pytest.mark.parametrize("epochs, text", [([], "no epoch finished yet"),

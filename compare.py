@@ -20,7 +20,7 @@ from tables import MAIN
 
 # what runs of the same experiment may differ in; the cell is compared by itself
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "tmp_data_dir", "workers", "report_freq", "device", "compile",
-              "deterministic", "eval", "weights", "tensorboard", "grad_checkpoint"}
+              "deterministic", "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint"}
 FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
           "parameters", "multiply_adds", "cell", "setting", "n", "over", "runs", "seeds", "unfinished",
           "evaluation_hours", "last_error", "last_accuracy", "last_std", "best_error", "best_accuracy", "best_std",

@@ -11,7 +11,7 @@ import runs
 from visualize import STYLE
 
 NOTHING = "–"
-SHARED = ["data", "device", "evaluation"]  # columns that a table for print leaves out where all rows agree
+SHARED = {"data": "Data of all searches", "device": "Device of all searches", "evaluation": "All evaluations"}
 MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that every row shows
 COLORS = {"P-DARTS": "#0072B2", "without skip dropout": "#56B4E9", "one stage": "#009E73", "random": "#606060",
           "published": "#D55E00", "other": "#CC79A7"}  # by kind, in the order of rows; Okabe and Ito's
@@ -69,14 +69,14 @@ def grid(rows: list[dict]) -> list[list[str]]:
     return [names, *([line[name] for name in names] for line in lines)]
 
 
-def print_grid(rows: list[dict]) -> tuple[list[list[str]], str]:
-    """The same for print: without the columns of SHARED in which all rows agree, and a sentence that names them."""
+def grid_for_print(rows: list[dict]) -> tuple[list[list[str]], str]:
+    """The same without the columns of SHARED in which all searches, or all evaluations, agree; and what these hold."""
     lines = grid(rows)
     values = {name: {text for text in column if text != NOTHING} for name, *column in zip(*lines)}
     shared = {name: values[name].pop() for name in SHARED if len(rows) > 1 and len(values.get(name, ())) == 1}
     kept = [i for i, name in enumerate(lines[0]) if name not in shared]
     return ([[line[i] for i in kept] for line in lines],
-            "; ".join(f"{name} {text}" for name, text in shared.items()))
+            " ".join(f"{SHARED[name]}: {text}." for name, text in shared.items()))
 
 
 def as_text(rows: list[dict]) -> str:
@@ -88,23 +88,23 @@ def as_text(rows: list[dict]) -> str:
 
 def as_markdown(rows: list[dict]) -> str:
     escape = str.maketrans({char: f"\\{char}" for char in "\\`*_|<>[]"})
-    lines, shared = print_grid(rows)
+    lines, shared = grid_for_print(rows)
     lines = [[text.translate(escape) for text in line] for line in lines]
     lines.insert(1, ["---"] * len(lines[0]))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\nIn all rows: {shared.translate(escape)}." if shared else table
+    return f"{table}\n\n{shared.translate(escape)}" if shared else table
 
 
 def as_latex(rows: list[dict]) -> str:
-    """A tabular with the rules of the package booktabs."""
+    """A tabular with the rules of the package booktabs; what all rows share is a comment behind it, for the caption."""
     escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", NOTHING: "--"})
-    lines, shared = print_grid(rows)
+    lines, shared = grid_for_print(rows)
     columns = "l" * len(lines[0])
     head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
-                      r"\end{tabular}", *([f"% In all rows: {shared}."] if shared else [])])
+                      r"\end{tabular}", *([f"% {shared}"] if shared else [])])
 
 
 def list_genotypes(rows: list[dict]) -> str:
@@ -131,7 +131,7 @@ def plot(rows: list[dict], path: Path) -> None:
         ax.set_title(", ".join(describe_setting(setting)), loc="left")
     buffer, kind = io.BytesIO(), path.suffix[1:]
     figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    runs.write_file(path, buffer.getvalue())
+    runs.replace_file(path, buffer.getvalue())
 
 
 def draw_setting(ax, rows: list[dict]) -> None:

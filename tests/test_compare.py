@@ -136,6 +136,13 @@ def test_the_table_for_the_eye_says_what_is_unfinished(runs, monkeypatch, capsys
     assert f"search-a_1: {json.dumps(FOUND._asdict())}" in lines
 
 
+def test_two_ways_to_name_cifar100_are_one_setting(tmp_path):
+    """--cifar100 is what the published code calls --dataset cifar100."""
+    rows = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, 80.0], dataset="cifar100", cifar100=i == 1)
+                            for i in (0, 1)])
+    assert [row["n"] for row in rows] == [2]
+
+
 def test_json_holds_all_rows(runs, monkeypatch, capsys):
     run_compare([*runs, "--json"], monkeypatch)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(compare.compare(runs)))
@@ -144,7 +151,8 @@ def test_json_holds_all_rows(runs, monkeypatch, capsys):
 def test_markdown_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
     run_compare([*runs, "--markdown"], monkeypatch)
     *lines, _, shared = capsys.readouterr().out.splitlines()
-    assert shared == "In all rows: data cifar10; device 2 x NVIDIA H100." and "device" not in lines[0]
+    assert shared == "Data of all searches: cifar10. Device of all searches: 2 x NVIDIA H100."
+    assert "device" not in lines[0]
     assert len(lines) == 6 and set(lines[1]) == set("|- ")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[3].startswith("| search-b\\|& |") and "3.50 ± 0.71" in lines[2]
@@ -153,7 +161,7 @@ def test_markdown_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
 def test_latex_is_escaped_and_has_as_many_cells_in_every_line(runs, monkeypatch, capsys):
     run_compare([*runs, "--latex"], monkeypatch)
     *lines, shared = capsys.readouterr().out.splitlines()
-    assert shared == "% In all rows: data cifar10; device 2 x NVIDIA H100."
+    assert shared == "% Data of all searches: cifar10. Device of all searches: 2 x NVIDIA H100."
     assert lines[0].startswith(r"\begin{tabular}{") and lines[-1] == r"\end{tabular}"
     assert (lines[1], lines[3], lines[-2]) == (r"\toprule", r"\midrule", r"\bottomrule")
     table = [lines[2], *lines[4:-2]]

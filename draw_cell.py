@@ -17,8 +17,8 @@ COLUMN, LABEL = 0.95, 0.86  # width of a column and a label, in inches
 def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
     """A cell's edges as (operation or None, points): from the source state over bends to the label and the target.
 
-    A point is (column, kind, which). States stand in even columns, labels before their target; every column between
-    gets a bend, so that each step of an edge leads to the next column.
+    A point is (column, kind, which). States stand in even columns (the output in an odd one), labels before their
+    target; every column between gets a bend, so that each step of an edge leads to the next column.
     """
     depth = [0, 0]  # the longest way from an input to each state
     for (_, a), (_, b) in zip(genes[::2], genes[1::2]):

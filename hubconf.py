@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-dependencies = ["numpy", "torch", "torchvision"]
+dependencies = ["numpy", "PIL", "torch", "torchvision", "tqdm"]
 HERE = Path(__file__).resolve().parent
 SIZES = "genotype", "num_classes", "init_channels", "layers"
 

@@ -37,14 +37,17 @@ def main(args: Namespace) -> None:
     paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in args.run_dirs))
     if len(paths) < 2:
         raise ValueError(f"{', '.join(args.run_dirs)} is one search: name two or more to compare")
+    for path in paths:
+        if (kind := runs.read_args(path)["kind"]) != "search":
+            raise ValueError(f"{path.name} is a run of kind {kind}, which has no alphas: name searches")
     searches = [[runs.read_alphas(path)[f"stage1_{cell}"] for cell in CELLS] for path in paths]
-    epochs = {len(alphas) for search in searches for alphas in search}
-    if len(epochs) > 1:
-        raise ValueError(f"stage 1 has {' and '.join(map(str, sorted(epochs)))} epochs in these searches: compare "
-                         "searches of one length, after their first stage")
+    lengths = sorted({len(alphas) for search in searches for alphas in search})
+    if len(lengths) > 1:
+        raise ValueError(f"stage 1 has {' and '.join(map(str, lengths))} epochs in these searches: compare searches of "
+                         "one length, after their first stage")
     print("| epoch | " + " | ".join(f"{cell}: same | correlation | beyond means" for cell in CELLS) + " |")
     print("| --- " * (1 + 3 * len(CELLS)) + "|")
-    for epoch in range(*epochs):
+    for epoch in range(lengths[0]):
         pairs = [sum([agreement(a[epoch], b[epoch]) for a, b in zip(*pair)], [])
                  for pair in itertools.combinations(searches, 2)]
         cells = [f"{value:.{1 if i % 3 == 0 else 2}f}" for i, value in enumerate(np.mean(pairs, axis=0))]

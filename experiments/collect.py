@@ -1,4 +1,4 @@
-"""Copy the records of an experiment's finished runs, without weights and without the paths of a machine.
+"""Copy the records of an experiment's finished runs, without weights and without the path of the script.
 
     python experiments/collect.py OUT results
 Expect results/RUN/ for each finished run in OUT/runs, with args.json, metrics.jsonl, genotype.json, and of a search
@@ -27,7 +27,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
-    found = [compare.read_run(str(path)) for path in sorted((args.out / "runs").glob("*/"))]
+    found = [compare.read_run(str(path)) for path in sorted((args.out / "runs").glob("*")) if path.is_dir()]
     if not found:
         raise ValueError(f"{args.out} holds no runs: name the --out of experiments/evidence.py")
     finished = [run for run in found if compare.state(run) == "finished"]

@@ -89,7 +89,7 @@ def open_out(out: Path, name: str, setting: Setting) -> None:
         raise ValueError(f"{out} holds something else, it has no settings.json: choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        runs.write_file(path, json.dumps(wanted).encode())
+        runs.replace_file(path, json.dumps(wanted).encode())
     for folder in ("runs", "cells", "output"):
         (out / folder).mkdir(exist_ok=True)
 

@@ -1,4 +1,6 @@
 """experiments/agreement.py: whether searches agree, on alphas whose agreement is known."""
+import json
+
 import numpy as np
 import pytest
 from scripts import run
@@ -11,6 +13,7 @@ CYCLE = [1 + i % 7 for i in range(14)]  # each choice on two edges
 def write_search(folder, normal: list, reduce: list) -> str:
     """A run directory with the alphas of stage 1: per epoch the operation that leads on each of the 14 edges."""
     folder.mkdir()
+    (folder / "args.json").write_text(json.dumps({"kind": "search", "args": {}}))
     leading = {"stage1_normal": normal, "stage1_reduce": reduce}
     np.savez(folder / "alphas.npz", **{key: np.eye(len(PRIMITIVES))[epochs] for key, epochs in leading.items()})
     return str(folder)
@@ -53,10 +56,16 @@ def test_a_line_is_a_mean_over_all_pairs(tmp_path):
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "one search"),
                                                  (["a", "longer"], 1, "1 and 2 epochs"),
-                                                 (["a", "nowhere"], 1, "nowhere/alphas.npz")])
+                                                 (["a", "nowhere"], 1, "nowhere is no run"),
+                                                 (["a", "evaluation"], 1, "kind eval"),
+                                                 (["a", "damaged"], 1, "damaged/alphas.npz")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     write_search(tmp_path / "a", [CYCLE], [CYCLE])
     write_search(tmp_path / "longer", [CYCLE] * 2, [CYCLE] * 2)
+    write_search(tmp_path / "damaged", [CYCLE], [CYCLE])
+    (tmp_path / "damaged" / "alphas.npz").write_text("no zip file")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "args.json").write_text(json.dumps({"kind": "eval", "args": {}}))
     outcome = run("experiments/agreement.py", *[tmp_path / name for name in names])
     assert outcome.code == status and text in outcome.err and not outcome.out
     assert len(outcome.err.splitlines()) == 1

@@ -14,8 +14,8 @@ import steps
 
 @pytest.mark.slow
 def test_the_search_step_keeps_and_dispatches_a_fraction_of_the_plain_formulation(tmp_path):
-    """In stage 3, where the shares are largest, at the size of README's table but for channels and batch, which hardly
-    matter. Seconds are printed, not judged."""
+    """In stage 3, where the shares are largest, at the size of docs/performance.md's table but for channels and batch,
+    which hardly matter. Seconds are printed, not judged."""
     file = tmp_path / "stage3.json"
     outcome = run("benchmarks/search_step.py", "--stages", 3, "--channels", 2, "--batch_size", 2, "--repeats", 1,
                   "--device", "cpu", "--json", file)

@@ -144,6 +144,19 @@ def resumed(run_dir, *options):
 
 # ---- the two steps (SPEC section 2)
 
+def test_processes_average_the_alphas_where_no_cell_is_normal(tmp_path):
+    """With one cell, which reduces, the normal cell's alphas have no gradient."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        network = Network(2, 10, 1, [["skip_connect", "sep_conv_3x3"]] * 14, [["skip_connect", "sep_conv_3x3"]] * 14)
+        before = {name: getattr(network, name).detach().clone() for name in ("alphas_normal", "alphas_reduce")}
+        Architect(network, 6e-4, 1e-3, 5.0).step(torch.randn(4, 3, 8, 8), torch.arange(4))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(network.alphas_normal, before["alphas_normal"])
+    assert (network.alphas_reduce != before["alphas_reduce"]).any()
+
+
 @pytest.mark.parametrize("fast, grad_checkpoint", WAYS)
 def test_four_bilevel_steps_reproduce_the_vectors(golden, fast, grad_checkpoint):
     vectors = golden("bilevel_5ops.npz")

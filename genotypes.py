@@ -15,6 +15,7 @@ PRIMITIVES = [  # the order of every alpha row
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
     "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 ]
+NODES = 4  # intermediate nodes of a cell in the search space: 2 + 3 + 4 + 5 = 14 edges
 OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # what an evaluation cell may hold
 ALIASES = {  # what the methods' own repositories call them, in the plain form of `_plain`
     "darts": "DARTS_V2", "darts1st": "DARTS_V1", "darts2nd": "DARTS_V2",
@@ -255,8 +256,9 @@ def random_genotype(seed: int) -> Genotype:
     """A cell drawn uniformly from the search space: per node two different states, each with any operation but none."""
     rng = random.Random(seed)
     normal, reduce = ([(rng.choice(PRIMITIVES[1:]), state)
-                       for node in range(4) for state in sorted(rng.sample(range(2 + node), 2))] for _ in range(2))
-    return Genotype(normal, [2, 3, 4, 5], reduce, [2, 3, 4, 5])
+                       for node in range(NODES) for state in sorted(rng.sample(range(2 + node), 2))] for _ in range(2))
+    concat = list(range(2, 2 + NODES))
+    return Genotype(normal, concat, reduce, concat)
 
 
 def count_skips(genes: list) -> int:

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fast
+from genotypes import NODES
 from operations import FactorizedReduce, ReLUConvBN, build, cifar_stem, global_average_pool, imagenet_stems
-
-NODES = 4  # intermediate nodes: 2 + 3 + 4 + 5 = 14 edges
 
 
 def candidate(primitive: str, C: int, stride: int) -> nn.Module:

@@ -6,9 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from genotypes import Genotype, count_skips
+from genotypes import NODES, Genotype, count_skips
 
-NODES = 4
 EDGES = sum(2 + node for node in range(NODES))  # 14
 MOST_SKIPS = 8  # two edges at each of the 4 nodes
 CLEAR_LEAD = 0.1  # of an edge's winner over its runner-up

@@ -25,9 +25,8 @@ from fast.functions import (
     normalise,
 )
 from fast.pixels import alternate_pixels, fast_layout, undilate
+from genotypes import NODES
 from operations import DilConv, FactorizedReduce, ReLUConvBN, SepConv
-
-NODES = 4
 
 
 class Branch(NamedTuple):

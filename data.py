@@ -83,9 +83,10 @@ def search_split(dataset: DataSet, train_portion: float, valid_portion: float | 
     images, target = dataset.train_images, dataset.train_target
     n, end = part_ends(len(images), train_portion, valid_portion)
     if not 0 < n < end:
-        option = "--train_portion" if valid_portion is None or not n else "--valid_portion"
-        raise ValueError(f"{option} leaves the {'alphas' if n else 'weights'} none of {len(images)} images: change it, "
-                         "or add images")
+        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
+            "--valid_portion", valid_portion)
+        raise ValueError(f"{option} {value} leaves the {'alphas' if n else 'weights'} none of {len(images)} images: "
+                         "change it, or add images")
     return (images[:n], target[:n]), (images[n:end], target[n:end])
 
 

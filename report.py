@@ -110,12 +110,12 @@ def training_command(arch: Path, args: dict) -> str:
     """The command that trains a cell on the images of a search; small ones have no room for the auxiliary head."""
     size = args["image_size"] or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
     where = ["--tmp_data_dir", args["tmp_data_dir"]] if args["tmp_data_dir"] else []
-    where += ["--arch", str(arch)]
+    cell = ["--arch", str(arch)]
     if args["dataset"] == "imagenet" or (args["dataset"], args.get("stem")) == ("folder", "imagenet"):
-        words = ["train_imagenet.py", *where, *(["--image_size", str(size)] if size != 224 else [])]
+        words = ["train_imagenet.py", *where, *cell, *(["--image_size", str(size)] if size != 224 else [])]
         words += ["--auxiliary"] if size >= 193 else []
     else:
-        words = ["train_cifar.py", "--dataset", args["dataset"], *where]
+        words = ["train_cifar.py", *where, "--dataset", args["dataset"], *cell]
         words += ["--image_size", str(size)] if args["image_size"] else []
         words += ["--auxiliary", "--cutout"] if size >= 29 else []
     return shlex.join(["python", *words])

@@ -1,27 +1,17 @@
-"""Data sets by name, the search's two halves, augmentation on the device, and the ImageNet pipeline."""
-import logging
-import os
-import signal
-import threading
-from pathlib import Path
+"""Data sets by name, the search's two halves, and augmentation on the device; imagenet.py streams what is larger."""
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 import sets
-from folders import Folder, image_folders, read_folder, read_image
-from folders import ImageError as ImageError  # what the ImageNet loaders raise
+from folders import read_folder
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
 CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
                "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
-IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
-log = logging.getLogger("pdarts")
 
 
 class DataSet(NamedTuple):
@@ -229,144 +219,3 @@ def eval_batches(images: Tensor, target: Tensor, batch_size: int, dataset: DataS
     for i in range(0, len(images), step):
         x = normalise(images[i:i + step].to(device), dataset)
         yield for_convolutions(x), target[i:i + step].to(device)
-
-
-class ImageFiles(Dataset):
-    """Image files as (image (3, H, W) uint8, label, whether it was transparent)."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform):
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int):
-        path, label = self.samples[index]
-        image, transparent = read_image(path)
-        return self.transform(image), label, transparent
-
-
-class SeededFiles(ImageFiles):
-    """Image files whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
-    each epoch, so a resumed run would otherwise see other crops than an unbroken one."""
-    seed = 0
-
-    def __getitem__(self, key: tuple[int, int]):
-        with torch.random.fork_rng(devices=[]):  # without workers, the network's generator must not notice
-            seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(seed[0]))  # torch.manual_seed would also seed the GPU
-            return super().__getitem__(key[1])
-
-
-class EpochSampler(DistributedSampler):
-    """A distributed sampler of (epoch, index), from the index numbered `start` on."""
-    start = 0
-
-    def __iter__(self):
-        return iter([(self.epoch, index) for index in super().__iter__()][self.start:])
-
-
-class Loader(DataLoader):
-    """A loader of image files that yields (B, 3, H, W) float32, normalised, and (B,) labels on a device.
-
-    The workers hand on uint8, a quarter of the shared memory. After the first pass that has met transparent images,
-    the log says how many.
-    """
-    said = False
-
-    def __init__(self, dataset: ImageFiles, device, **options):
-        super().__init__(dataset, **options)
-        self.device = device
-
-    def __iter__(self):
-        images_read = transparent = 0
-        for images, target, flags in super().__iter__():
-            images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
-            images = to_input(images.to(self.device, non_blocking=True))
-            yield for_convolutions(images), target.to(self.device, non_blocking=True)
-        if transparent and not self.said:
-            log.info(f"{transparent} of the {images_read} images read are transparent and were laid on white")
-            self.said = True
-
-
-def to_input(images: Tensor) -> Tensor:
-    """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std of ImageNet, as torchvision does it, to the bit."""
-    mean, std = (images.new_tensor(stat, dtype=torch.float32).view(-1, 1, 1) for stat in IMAGENET_STATS)
-    return images.float().mul_(1 / 255).sub_(mean).div_(std)
-
-
-def outlive_signals(worker: int):
-    """Let a loader's worker obey signals of its main process only: a terminal or a cluster sends them to all processes,
-    and the main process has to take the step to its end and save it."""
-    def wait():
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
-    if hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask"):  # not on macOS, not on Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threading.Thread(target=wait, daemon=True).start()
-
-
-def imagenet_loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device,
-                     rank: int = 0, world_size: int = 1,
-                     training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
-    """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
-
-    `batch_size` is the total over all ranks; without `training`, which gives no loader for it, any number will do.
-    Raises as `image_folders` and `Batches`; ImageError names a bad file.
-    """
-    if training:
-        share(batch_size, world_size)  # before a million files are listed
-    train, val = imagenet_folders(root)
-    val_loader = eval_loader(val.samples, image_size, batch_size, workers, device, rank, world_size)
-    if not training:
-        return None, val_loader, train.classes
-    loader = training_loader(train.samples, image_size, batch_size, workers, seed, device, rank, world_size,
-                             jitter=[v2.ColorJitter(.4, .4, .4, .2)])
-    return loader, val_loader, train.classes
-
-
-def imagenet_folders(root: str) -> tuple[Folder, Folder]:
-    """Training and validation images of ROOT/imagenet or ROOT. Raises as `image_folders`."""
-    return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
-
-
-def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
-                    rank: int = 0, world_size: int = 1, jitter=()) -> Loader:
-    """Shuffled random crops, flipped at random, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
-    files = SeededFiles(samples, v2.Compose([
-        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *jitter, v2.PILToTensor()]))
-    files.seed = seed
-    sampler, part = EpochSampler(files, world_size, rank, seed=seed), share(batch_size, world_size)
-    # Deviation, as in Batches: no last batch of a single image.
-    loader = Loader(files, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1,
-                    persistent_workers=workers > 0, **_workers(workers, device))
-    if not len(loader):
-        raise ValueError(f"{len(files)} training images are too few for {world_size} process(es): add images")
-    return loader
-
-
-def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
-                world_size: int = 1, persistent: bool = True) -> Loader:
-    """The centres of all images, over all ranks each once. persistent: whether the workers wait for the next pass."""
-    files = ImageFiles(samples[rank::world_size], v2.Compose([
-        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
-    return Loader(files, device, batch_size=max(1, batch_size // world_size),
-                  persistent_workers=persistent and workers > 0, **_workers(workers, device))
-
-
-def _workers(workers: int, device) -> dict:
-    # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
-    return {"num_workers": workers, "prefetch_factor": 4 if workers else None, "generator": torch.Generator(),
-            "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": outlive_signals}
-
-
-def set_epoch(loader: DataLoader, epoch: int, step: int = 0):
-    """Choose the epoch of the next pass over a training loader, and with it shuffling and augmentation.
-
-    The pass begins with the batch numbered `step`.
-    """
-    loader.sampler.set_epoch(epoch)
-    loader.sampler.start = step * loader.batch_size

@@ -20,7 +20,7 @@ import runs
 import utils
 import visualize
 import weights
-from data import ImageError
+from folders import ImageError
 from runs import log
 
 

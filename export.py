@@ -23,6 +23,7 @@ import cli
 import data
 import genotypes
 import hubconf
+import imagenet
 import runs
 import weights
 from runs import log
@@ -114,8 +115,8 @@ def read_images(kind: str, args: Namespace, trained: dict) -> tuple[Tensor, dict
         raise ValueError("--tmp_data_dir is missing: name the folder that holds train/CLASS/* and val/CLASS/*")
     if kind == "imagenet":
         size = size or 224
-        _, loader, classes = data.imagenet_loaders(root, size, CHECKED, 0, 0, "cpu", training=False)
-        images, about = next(iter(loader))[0], data.describe(classes, *data.IMAGENET_STATS, size)
+        _, loader, classes = imagenet.loaders(root, size, CHECKED, 0, 0, "cpu", training=False)
+        images, about = next(iter(loader))[0], data.describe(classes, *imagenet.STATS, size)
     elif name is None:
         raise ValueError("--dataset is missing: name the data set that the weights were trained on")
     else:

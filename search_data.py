@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import data
+import imagenet
 import parallel
 import progressive
 import utils
@@ -34,7 +35,7 @@ class FileBatches:
 
     def __init__(self, samples: Samples, image_size: int, batch_size: int, workers: int, seed: int, device,
                  rank: int = 0, world_size: int = 1):
-        self.loader = data.training_loader(samples, image_size, batch_size, workers, seed, device, rank, world_size)
+        self.loader = imagenet.training_loader(samples, image_size, batch_size, workers, seed, device, rank, world_size)
         self.number, self.stream = 0, None  # of the next batch, in an endless row of passes; a pass that has begun
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class FileBatches:
         """The next batch of an endless stream, one shuffled pass after another."""
         epoch, step = divmod(self.number, len(self))
         if self.stream is None:
-            data.set_epoch(self.loader, epoch, step)
+            imagenet.set_epoch(self.loader, epoch, step)
             self.stream = iter(self.loader)
         batch = next(self.stream)
         self.number += 1
@@ -124,7 +125,7 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
 def from_files(args: Namespace, device: torch.device) -> SearchData:
     """Samples of a tree of image files, of equal shares of every class."""
     place = parallel.rank(), parallel.world_size()
-    train, _ = data.imagenet_folders(args.tmp_data_dir)
+    train, _ = imagenet.folders(args.tmp_data_dir)
     parts = draw_samples(train.samples, train.classes, args.train_portion, args.valid_portion,
                          utils.derive_seed(args.seed, 2))
     for part, owners, portion in zip(parts, ("weights", "alphas"), ("--train_portion", "--valid_portion")):
@@ -134,7 +135,7 @@ def from_files(args: Namespace, device: torch.device) -> SearchData:
     weights, alphas = (FileBatches(part, args.image_size, args.batch_size, args.workers,
                                    utils.derive_seed(args.seed, half), device, *place)
                        for half, part in enumerate(parts))
-    loader = data.eval_loader(parts[1], args.image_size, args.batch_size, args.workers, device, *place,
+    loader = imagenet.eval_loader(parts[1], args.image_size, args.batch_size, args.workers, device, *place,
                               persistent=False)  # needed in few epochs
     return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, parts)), train.classes, args.image_size)
 

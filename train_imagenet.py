@@ -14,6 +14,7 @@ import cli
 import data
 import engine
 import genotypes
+import imagenet
 import parallel
 import runs
 import utils
@@ -68,16 +69,16 @@ def main(args: Namespace) -> None:
     genotype = genotypes.load(runs.arch_of(args))
     if args.auxiliary and args.image_size < 193:  # its 7x7 input is five halvings down
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
-    train_loader, val_loader, classes = data.imagenet_loaders(
+    train_loader, val_loader, classes = imagenet.loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
         parallel.world_size(), training=not args.eval)
     utils.seed_everything(args.seed)
     network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
         return engine.test_weights(network, val_loader, args)
-    about = data.describe(classes, *data.IMAGENET_STATS, args.image_size)
+    about = data.describe(classes, *imagenet.STATS, args.image_size)
     engine.train("imagenet", network, genotype, about, train_loader, lambda: val_loader, learning_rate, args,
-                 set_epoch=partial(data.set_epoch, train_loader))
+                 set_epoch=partial(imagenet.set_epoch, train_loader))
 
 
 if __name__ == "__main__":

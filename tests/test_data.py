@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
+import imagenet
 import sets
 
 
@@ -213,7 +214,7 @@ def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
 def test_one_image_per_process_can_be_evaluated(tmp_path):
     write_tree(tmp_path)
     for batch_size, world_size in ((1, 1), (2, 2), (1, 2), (5, 2)):
-        train, val, classes = data.imagenet_loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size,
+        train, val, classes = imagenet.loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size,
                                                     training=False)
         assert train is None and classes == ["cat", "dog"]
         assert sum(len(target) for _, target in val) == 6 // world_size
@@ -517,11 +518,11 @@ def test_missing_folder_is_named(tmp_path):
 # ---- ImageNet
 
 def loaders(root, workers=0, batch_size=4, rank=0, world_size=1):
-    return data.imagenet_loaders(str(root), 32, batch_size, workers, 7, "cpu", rank, world_size)
+    return imagenet.loaders(str(root), 32, batch_size, workers, 7, "cpu", rank, world_size)
 
 
 def epoch_of(loader, epoch):
-    data.set_epoch(loader, epoch)
+    imagenet.set_epoch(loader, epoch)
     return [(x.clone(), y.clone()) for x, y in loader]
 
 
@@ -542,7 +543,7 @@ def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
     assert same(epoch_of(in_process, 2), epochs[2])  # whatever the number of workers
     assert torch.equal(torch.rand(1), expected)  # and the network's own generator stays put
     assert epochs[0][0][0].shape == (4, 3, 32, 32) and sum(len(y) for _, y in epochs[0]) == 10
-    crops = [data.imagenet_loaders(str(tmp_path), 32, 4, 0, 7, "cpu")[0].dataset[0, i][0] for i in (0, 1)]
+    crops = [imagenet.loaders(str(tmp_path), 32, 4, 0, 7, "cpu")[0].dataset[0, i][0] for i in (0, 1)]
     assert not torch.equal(*crops)  # each image draws its own crop
 
 
@@ -596,7 +597,7 @@ def test_imagenet_ranks_share_each_epoch(tmp_path):
     write_tree(tmp_path)  # 10 training images
     parts = [loaders(tmp_path, 0, 4, rank, 2)[0] for rank in range(2)]
     for loader in parts:
-        data.set_epoch(loader, 1)
+        imagenet.set_epoch(loader, 1)
     keys = [list(loader.sampler) for loader in parts]
     assert sorted(keys[0] + keys[1]) == [(1, i) for i in range(10)]
     assert [loader.batch_size for loader in parts] == [2, 2]

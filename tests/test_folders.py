@@ -17,6 +17,7 @@ from scripts import run
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import folders
+import imagenet
 
 CASES = Path(__file__).parent / "cases" / "images"
 
@@ -244,7 +245,7 @@ def test_leftovers_of_other_systems_are_no_classes_and_no_images(leftover, place
     shutil.copy(CASES / "._gray16.png", path)
     got = data.load("folder", str(tmp_path), 8)
     assert got.classes == ["ant", "bee", "cow"] and all(map(torch.equal, got[:4], expected[:4]))
-    train, val, classes = data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
+    train, val, classes = imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
     assert classes == ["ant", "bee", "cow"] and len(train.dataset) == len(val.dataset) == 6
 
 
@@ -285,7 +286,7 @@ def test_validation_classes_keep_the_labels_of_training(val, tmp_path, lines):
     line = f"{tmp_path / 'val'} lacks {len(missing)} of 3 training classes: {', '.join(missing)}"
     assert lines == [line]
     lines.clear()
-    _, loader, classes = data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
+    _, loader, classes = imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
     assert torch.cat([y for _, y in loader]).tolist() == labels and classes == ["ant", "bee", "cow"]
     assert lines == [line]
 
@@ -319,7 +320,7 @@ def test_the_flat_validation_folder_of_tiny_imagenet_is_recognised(tmp_path):
     save(tmp_path / "val" / "images" / "val_0.JPEG")
     (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tant\t0\t32\t44\t62\n")
     for read in (lambda: data.load("folder", str(tmp_path)),
-                 lambda: data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")):
+                 lambda: imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")):
         with pytest.raises(ValueError) as error:
             read()
         message = one_line(error)
@@ -395,9 +396,9 @@ def test_a_folder_without_transparent_images_says_nothing(tmp_path, lines):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_imagenet_reads_the_same_and_says_once_how_many_are_transparent(workers, tmp_path, lines):
     write_cases(tmp_path)
-    train, val, _ = data.imagenet_loaders(str(tmp_path), 32, 2, workers, 0, "cpu")
+    train, val, _ = imagenet.loaders(str(tmp_path), 32, 2, workers, 0, "cpu")
     for epoch in range(2):
-        data.set_epoch(train, epoch)
+        imagenet.set_epoch(train, epoch)
         assert sum(len(target) for _, target in train) == 4  # the fifth alone is left out
         assert sum(len(target) for _, target in val) == 5
     of_train, of_val = lines
@@ -412,11 +413,11 @@ def test_folder_and_imagenet_say_why_an_image_cannot_be_read(case, word, tmp_pat
     write_tree(tmp_path)
     shutil.copy(CASES / case, tmp_path / "val" / "bee")
     path = tmp_path / "val" / "bee" / case
-    with pytest.raises(data.ImageError) as error:
+    with pytest.raises(folders.ImageError) as error:
         data.load("folder", str(tmp_path), 8)
     assert one_line(error).startswith(f"cannot read image {path}: {word}")
-    with pytest.raises(data.ImageError) as error:
-        list(data.imagenet_loaders(str(tmp_path), 32, 4, 0, 0, "cpu")[1])
+    with pytest.raises(folders.ImageError) as error:
+        list(imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")[1])
     assert one_line(error).startswith(f"cannot read image {path}: {word}")
 
 

@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_images
 from test_fast import assert_equals_definition, draw_images
 from torch import nn
 
-import data
 import genotypes
+import imagenet
 import progressive
 import search_data
 import train_search
@@ -103,7 +103,7 @@ def test_a_class_without_an_image_is_named(portions, text):
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     folder = write_images(tmp_path_factory.mktemp("files"), val=1)
-    return data.imagenet_folders(str(folder))[0].samples  # 24
+    return imagenet.folders(str(folder))[0].samples  # 24
 
 
 def stream(samples, number=0, workers=0, **place):
@@ -217,7 +217,7 @@ def test_an_image_that_cannot_be_read_stops_the_search_saved_and_it_goes_on(tmp_
     folder = write_images(tmp_path / "images", val=1)
     options = options_for(folder, tmp_path / "calm", "--image_size", 32, "--workers", 0)
     assert run(SEARCH, *options).code == 0
-    train = data.imagenet_folders(str(folder))[0]
+    train = imagenet.folders(str(folder))[0]
     seed = utils.derive_seed(2, 2)
     for name, part in zip(("weights", "alphas"),
                           search_data.draw_samples(train.samples, train.classes, 0.5, 0.34, seed)):

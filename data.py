@@ -62,21 +62,25 @@ def describe(classes: list[str], mean, std, image_size: int) -> dict:
             "image_size": image_size}
 
 
-def part_ends(count: int, train_portion: float, valid_portion: float | None) -> tuple[int, int]:
-    """Where, of `count` images, those for the weights end, and those for the alphas after them: all, or a share."""
+def part_ends(count: int, train_portion: float, valid_portion: float | None, what: str) -> tuple[int, int]:
+    """Where, of `count` images, those for the weights end, and those for the alphas after them: all, or a share.
+
+    Raises ValueError, which names `what` the images are, where either gets none.
+    """
     n = int(count * train_portion)
-    return n, count if valid_portion is None else n + int(count * valid_portion)
+    end = count if valid_portion is None else n + int(count * valid_portion)
+    if not 0 < n < end:
+        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
+            "--valid_portion", valid_portion)
+        raise ValueError(f"{option} leaves {what}, of {count} images, without any for the "
+                         f"{'alphas' if n else 'weights'}: change {value}, or add images")
+    return n, end
 
 
 def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
     """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
     images, target = dataset.train_images, dataset.train_target
-    n, end = part_ends(len(images), train_portion, valid_portion)
-    if not 0 < n < end:
-        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
-            "--valid_portion", valid_portion)
-        raise ValueError(f"{option} {value} leaves the {'alphas' if n else 'weights'} none of {len(images)} images: "
-                         "change it, or add images")
+    n, end = part_ends(len(images), train_portion, valid_portion, "the training set")
     return (images[:n], target[:n]), (images[n:end], target[n:end])
 
 

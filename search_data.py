@@ -150,11 +150,7 @@ def draw_samples(samples: Samples, classes: list[str], train_portion: float, val
     for sample in samples:
         of_class[sample[1]].append(sample)
     for name, own in zip(classes, of_class):
-        n, end = data.part_ends(len(own), train_portion, valid_portion)
-        if not 0 < n < end:
-            option = "--train_portion" if valid_portion is None or not n else "--valid_portion"
-            raise ValueError(f"{option} leaves class {name}, of {len(own)} images, without any for the "
-                             f"{'alphas' if n else 'weights'}: change it, or add images")
+        n, end = data.part_ends(len(own), train_portion, valid_portion, f"class {name}")
         order = random.permutation(len(own))
         for part, chosen in zip(parts, (order[:n], order[n:end])):
             part += [own[i] for i in chosen]

@@ -1,5 +1,4 @@
 """The rows of compare.py as tables, for the eye, a README or a paper, and as a picture."""
-import io
 import json
 import textwrap
 from pathlib import Path
@@ -8,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import runs
-from visualize import STYLE
+from visualize import STYLE, render
 
 NOTHING = "–"
 SHARED = {"data": "Data of all searches", "device": "Device of all searches", "evaluation": "All evaluations"}
@@ -129,9 +128,7 @@ def plot(rows: list[dict], path: Path) -> None:
     for ax, setting in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings):
         draw_setting(ax, [row for row in rows if row["n"] and row["setting"] == setting])
         ax.set_title(", ".join(describe_setting(setting)), loc="left")
-    buffer, kind = io.BytesIO(), path.suffix[1:]
-    figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    runs.replace_file(path, buffer.getvalue())
+    runs.replace_file(path, render(figure, path.suffix[1:]))
 
 
 def draw_setting(ax, rows: list[dict]) -> None:

@@ -171,12 +171,17 @@ def draw_training(metrics: list[dict]) -> Figure:
 
 # ---- files
 
+def render(figure: Figure, kind: str) -> bytes:
+    """A figure as "png" or "svg", the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure as path.png and path.svg, the same bytes for the same figure."""
+    """Write a figure as path.png and path.svg."""
     for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        runs.write_file(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
+        runs.write_file(path.with_name(f"{path.name}.{kind}"), render(figure, kind))
 
 
 @rc_context(STYLE)

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 import compare
+import runs
 from runs import log
 
 RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
@@ -37,7 +38,7 @@ def main(args: Namespace) -> None:
         for name in RECORDS:
             if (run["path"] / name).exists():
                 shutil.copyfile(run["path"] / name, folder / name)
-        record = json.loads((run["path"] / "args.json").read_text())
+        record = runs.read_args(run["path"])
         python, script, *options = shlex.split(record["command"])
         record["command"] = shlex.join([python, Path(script).name, *options])
         (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n")

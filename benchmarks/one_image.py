@@ -21,6 +21,7 @@ import data
 import export
 import genotypes
 import hubconf
+import imagenet
 
 NETWORKS = {"CIFAR, 36 x 20": (hubconf.pdarts_cifar, 32), "ImageNet, 48 x 14": (hubconf.pdarts_imagenet, 224)}
 
@@ -63,7 +64,7 @@ def measure(network: nn.Module, size: int, genotype: genotypes.Genotype, folder:
     settle(network, torch.randn(8, 3, size, size))
     images, result = torch.randn(4, 3, size, size), {}
     program = export.trace(network, images)
-    about = data.describe(["?"] * network.classifier.out_features, *data.IMAGENET_STATS, size)
+    about = data.describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
     for suffix in export.FORMS:
         path = folder / f"{size}.{suffix}"
         difference = export.export(suffix, path, network, program, images, about | {"genotype": genotype._asdict()})

@@ -21,6 +21,7 @@ import data
 import export
 import genotypes
 import hubconf
+import imagenet
 import weights
 from model import NetworkCIFAR, NetworkImageNet
 
@@ -227,7 +228,7 @@ def test_a_run_of_train_imagenet_started_from_other_weights_is_exported(tmp_path
     with safe_open(tmp_path / "n.safetensors", "pt") as file:
         about = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
     assert about["classes"] == ["bear", "cat"] and "shorter side has 36 pixels" in about["input"]
-    assert (about["mean"], about["std"]) == tuple(map(list, data.IMAGENET_STATS))
+    assert (about["mean"], about["std"]) == tuple(map(list, imagenet.STATS))
     network = hubconf.pdarts_imagenet(weights=run_dir)
     assert (network.image_size, network.classes) == (32, ["bear", "cat"])
 

@@ -1,0 +1,59 @@
+"""Which cells do well? Traits of every cell that was trained, beside its errors, and how they correlate.
+
+    python experiments/traits.py RUN_DIR RUN_DIR RUN_DIR [...]
+The runs are evaluation runs that differ in the cell. Expect a Markdown table with a line for each, the best first: its
+errors after the last epoch, and of the normal cell's eight edges the number of skip-connects, of pools, of separable
+and of dilated convolutions, and of edges that come from the cell's inputs: the more, the wider and shallower a cell is
+(Shu, Wang and Cai, ICLR 2020). The last line has the correlation of each column with the test error.
+"""
+import statistics
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
+import compare
+
+TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv", "dil_conv", "edges from inputs")
+
+
+def traits(run: dict) -> list[float]:
+    """A finished evaluation run's TRAITS."""
+    last, edges = run["metrics"][-1], run["genotype"].normal
+    kinds = [sum(name in op for op, _ in edges) for name in ("skip", "pool", "sep_conv", "dil_conv")]
+    return [100 - last["test_acc"], 100 - last["train_acc"], *kinds, sum(i < 2 for _, i in edges)]
+
+
+def correlation(one: list[float], other: list[float]) -> str:
+    try:
+        return f"{statistics.correlation(one, other):.2f}"
+    except statistics.StatisticsError:  # one of them is constant
+        return "–"
+
+
+def main(args: Namespace) -> None:
+    runs = [compare.read_run(run_dir) for run_dir in args.run_dirs]
+    for run in runs:
+        if run["kind"] == "search" or compare.state(run) != "finished":
+            raise ValueError(f"{run['name']} is no finished evaluation run: leave it out")
+    if len(runs) < 3:
+        raise ValueError(f"{len(runs)} runs have no correlation to speak of: name three or more")
+    rows = sorted((traits(run), run["args"]["arch"]) for run in runs)
+    print(f"| cell | {' | '.join(TRAITS)} |")
+    print("| --- " * (1 + len(TRAITS)) + "|")
+    for values, arch in rows:
+        errors, counts = values[:2], values[2:]
+        print(f"| {Path(arch).stem} | {' | '.join([f'{value:.2f}' for value in errors] + list(map(str, counts)))} |")
+    columns = list(zip(*(values for values, _ in rows)))
+    print(f"| correlation | {' | '.join(correlation(columns[0], column) for column in columns)} |")
+
+
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of evaluations")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser().parse_args)

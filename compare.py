@@ -16,11 +16,12 @@ import genotypes
 import progressive
 import runs
 import tables
+from runs import log
 from tables import MAIN
 
 # what runs of the same experiment may differ in; the cell is compared by itself
-INCIDENTAL = {"arch", "seed", "save", "note", "resume", "tmp_data_dir", "workers", "report_freq", "device", "compile",
-              "deterministic", "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint"}
+INCIDENTAL = {"arch", "seed", "save", "note", "resume", "workers", "report_freq", "device", "compile", "deterministic",
+              "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint"}
 FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
           "parameters", "multiply_adds", "cell", "setting", "n", "over", "runs", "seeds", "unfinished",
           "evaluation_hours", "last_error", "last_accuracy", "last_std", "best_error", "best_accuracy", "best_std",
@@ -35,9 +36,11 @@ def read_run(run_dir: str) -> dict:
     record, metrics = runs.read_run(path)
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
     absent = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # of older runs; has none
-    args = {key: value for key, value in record["args"].items() if value is not None}
-    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype,
-                     "args": absent | args}
+    args = absent | {key: value for key, value in record["args"].items() if value is not None}
+    where = args.pop("tmp_data_dir", "")
+    if args["dataset"] in ("folder", "imagenet"):  # the folder is the data set, wherever a machine has it
+        args["tmp_data_dir"] = Path(where).name
+    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args}
 
 
 def state(run: dict) -> str:
@@ -106,12 +109,19 @@ def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> di
             "genotype": first_stage or search["genotype"], "seed": search["args"]["seed"], "state": state(search),
             "data": search["args"]["dataset"], "device": f"{search['processes']} x {search['device']}",
             "hours": hours(search, (1,) if first_stage else (1, 2, 3))}
-    if search["genotype"] and not first_stage:
-        table = json.loads((search["path"] / "genotypes.json").read_text())
+    return cell if first_stage or not search["genotype"] else cell | read_sizes(search)
+
+
+def read_sizes(search: dict) -> dict:
+    """What genotypes.json says of the cell of a search, and its skip-connects without a limit. Raises ValueError."""
+    path = search["path"] / "genotypes.json"
+    try:
+        table = json.loads(path.read_text())
         chosen = next((entry for entry in table if genotypes.parse(entry["genotype"]) == search["genotype"]), {})
-        cell |= {key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}
-        cell["found_skips"] = next((entry["skips"] for entry in table if entry["max_skip"] is None), None)
-    return cell
+        return {"found_skips": next((entry["skips"] for entry in table if entry["max_skip"] is None), None),
+                **{key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is damaged: --resume {search['path']} writes it anew") from None
 
 
 def other_cell(evaluations: list[dict]) -> dict:
@@ -187,7 +197,9 @@ def name_searches(cells: list[dict], searches: list[dict]) -> str:
     kind, name, args = cells[0]["kind"], cells[0]["name"], cells[0]["search"]["args"]
     if len(cells) == 1:
         return f"one stage of {name}" if kind == "one stage" else name
-    told = [key for key in MAIN[1:] if len({str(run["args"].get(key)) for run in searches}) > 1]
+    if kind == "one stage" and not any(args.get("dropout_rate") or [True]):
+        kind += " without skip dropout"
+    told = [key for key in MAIN if len({str(run["args"].get(key)) for run in searches}) > 1]
     told += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
     rates = {str(run["args"].get("dropout_rate")) for run in searches if any(run["args"].get("dropout_rate") or [])}
     told += ["dropout_rate"] if len(rates) > 1 else []
@@ -210,6 +222,16 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
         row |= {f"{which}_error": mean(errors), f"{which}_accuracy": 100 - mean(errors) if errors else None,
                 f"{which}_std": statistics.stdev(errors) if len(errors) > 1 else None}
     return row
+
+
+def warn_of_repeats(rows: list[dict]) -> None:
+    """Say where runs that share even the seed count as different ones: on the CPU they are the same run twice."""
+    for row in rows:
+        several = [(row["run"], row["seed"])] if isinstance(row["seed"], list) else []
+        for name, seeds in several + [(part["name"], part["seeds"]) for part in row["cells"]]:
+            if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+                log.warning(f"{name}: several runs have the seed {', '.join(map(str, again))}, and each counts: leave "
+                            "out all but one, unless they ran on a GPU")
 
 
 def mean(values: list) -> float | None:
@@ -250,6 +272,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     rows = compare(args.run_dirs)
+    warn_of_repeats(rows)
     if args.json:
         print(json.dumps(rows, indent=1))
     elif args.markdown:

@@ -98,7 +98,7 @@ def as_latex(rows: list[dict]) -> str:
     """A tabular with the rules of the package booktabs; what all rows share is a comment behind it, for the caption."""
     escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", NOTHING: "--"})
+        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", NOTHING: "--"})
     lines, shared = grid_for_print(rows)
     columns = "l" * len(lines[0])
     head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
@@ -115,7 +115,7 @@ def list_genotypes(rows: list[dict]) -> str:
 
 # ---- picture
 
-@rc_context(STYLE)
+@rc_context(STYLE | {"text.parse_math": False})  # a $ in a name is no formula
 def plot(rows: list[dict], path: Path) -> None:
     """Draw the last error of every evaluation run, a column per cell, by kind; a panel per setting. Raises OSError.
 
@@ -132,9 +132,9 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def draw_setting(ax, rows: list[dict]) -> None:
-    """One panel: rows of the same setting, sorted by kind."""
-    x, ticks = 0.0, {}
-    for row in sorted(rows, key=lambda row: list(COLORS).index(row["kind"])):
+    """One panel: rows of the same setting."""
+    x, ticks, kinds = 0.0, {}, [row["kind"] for row in rows]
+    for row in rows:
         color, start = COLORS[row["kind"]], x
         for part in row["cells"]:
             errors = part["last_errors"]
@@ -142,7 +142,8 @@ def draw_setting(ax, rows: list[dict]) -> None:
             if len(errors) > 1:
                 ax.hlines(sum(errors) / len(errors), x - 0.3, x + 0.3, color=color, linewidth=2)
             x += bool(errors)
-        name = row["kind"] if len(row["cells"]) == 1 and row["run"] else row["run"] or row["cell"]
+        alone = len(row["cells"]) == 1 and row["run"] and kinds.count(row["kind"]) == 1
+        name = row["kind"] if alone else row["run"] or row["cell"]  # a search's own name is long
         ticks[(start + x - 1) / 2] = textwrap.fill(name, 14)
         if row["kind"] == "random" and row["last_std"] is not None:
             low, high = row["last_error"] - row["last_std"], row["last_error"] + row["last_std"]

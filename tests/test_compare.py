@@ -123,6 +123,29 @@ def test_an_evaluation_that_has_not_begun_belongs_to_the_search_it_names(tmp_pat
     assert row["last_error"] is None
 
 
+def test_a_folder_is_a_data_set_by_its_name_wherever_a_machine_has_it(tmp_path):
+    rows = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], dataset="folder",
+                                             tmp_data_dir=folder)
+                            for i, (folder, accuracy) in enumerate([("/a/birds", 95.0), ("/b/birds/", 93.0),
+                                                                    ("/a/cars", 55.0)])])
+    assert [(row["setting"]["tmp_data_dir"], row["n"]) for row in rows] == [("birds", 2), ("cars", 1)]
+    assert rows[0]["last_error"] == pytest.approx(6.0)
+
+
+def test_where_a_published_set_lies_makes_no_difference(tmp_path):
+    rows = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], seed=i, tmp_data_dir=f"/data{i}")
+                            for i in (0, 1)])
+    assert [row["n"] for row in rows] == [2] and "tmp_data_dir" not in rows[0]["setting"]
+
+
+def test_runs_that_share_even_the_seed_count_and_are_named(tmp_path, monkeypatch, capsys):
+    run_compare([write_search(tmp_path / f"search-{i}", 2, genotypes.load(f"random:{i}")) for i in (0, 1)]
+                + [write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], genotypes.load("PDARTS"), arch="PDARTS",
+                                    seed=3) for i in (0, 1)], monkeypatch)
+    searches, evaluations = capsys.readouterr().err.splitlines()
+    assert "P-DARTS: several runs have the seed 2" in searches and "PDARTS: several runs have the seed 3" in evaluations
+
+
 def test_a_run_named_twice_counts_once(runs):
     assert compare.compare(runs + [f"{run}/" for run in runs]) == compare.compare(runs)
 
@@ -168,7 +191,7 @@ def test_latex_is_escaped_and_has_as_many_cells_in_every_line(runs, monkeypatch,
     assert all(line.endswith(r" \\") for line in table) and len(table) == 5
     columns = lines[0].count("l", lines[0].rindex("{"))
     assert {line.replace(r"\&", "").count("&") + 1 for line in table} == {columns}
-    assert r"search-a\_1" in table[1] and r"search-b|\&" in table[2] and r"3.50 $\pm$ 0.71" in table[1]
+    assert r"search-a\_1" in table[1] and r"search-b\textbar{}\&" in table[2] and r"3.50 $\pm$ 0.71" in table[1]
     assert r"error, last (\%)" in table[0]
 
 
@@ -234,15 +257,15 @@ def test_one_random_cell_is_a_baseline_without_a_deviation(tmp_path):
     assert row["difference_in_std"] is None
 
 
-def write_alphas(run_dir: Path) -> genotypes.Genotype:
-    """Alphas of a first stage that wants sep_conv_3x3 everywhere, most on edges from the cell's inputs; its cell."""
+def write_alphas(run_dir: Path, op: str = "sep_conv_3x3") -> genotypes.Genotype:
+    """Alphas of a first stage that wants `op` everywhere, most on edges from the cell's inputs; its cell."""
     alphas = np.zeros((1, 14, 8))
-    alphas[0, :, genotypes.PRIMITIVES.index("sep_conv_3x3")] = 1
-    alphas[0, [0, 1, 2, 3, 5, 6, 9, 10], genotypes.PRIMITIVES.index("sep_conv_3x3")] = 2
+    alphas[0, :, genotypes.PRIMITIVES.index(op)] = 1
+    alphas[0, [0, 1, 2, 3, 5, 6, 9, 10], genotypes.PRIMITIVES.index(op)] = 2
     names = np.array([genotypes.PRIMITIVES] * 14)
     np.savez(run_dir / "alphas.npz", stage1_normal=alphas, stage1_reduce=alphas, stage1_normal_candidates=names,
              stage1_reduce_candidates=names)
-    genes = [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)] * 4
+    genes = [(op, 0), (op, 1)] * 4
     return genotypes.Genotype(genes, [2, 3, 4, 5], genes, [2, 3, 4, 5])
 
 
@@ -254,6 +277,16 @@ def test_the_cell_that_one_stage_would_have_given_has_a_row_with_that_stages_hou
     assert [(row["run"], row["kind"]) for row in rows] == [("search", "P-DARTS"), ("one stage of search", "one stage")]
     assert [row["last_error"] for row in rows] == pytest.approx([5.0, 6.0])
     assert [row["hours"] for row in rows] == pytest.approx([1.0, 1 / 3])
+
+
+def test_first_stages_with_and_without_skip_dropout_have_names_of_their_own(tmp_path):
+    written = []
+    for i, op in enumerate(["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]):
+        folder, rates = tmp_path / f"search-{i}", [0.1, 0.4, 0.7] if i < 2 else [0, 0, 0]
+        written.append(write_search(folder, i % 2, genotypes.load(f"random:{i}"), dropout_rate=rates))
+        written.append(write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], write_alphas(folder, op)))
+    assert [row["run"] for row in compare.compare(written)] == [
+        "P-DARTS", "without skip dropout", "one stage", "one stage without skip dropout"]
 
 
 @pytest.mark.parametrize("form", ["--markdown", "--latex"])
@@ -274,6 +307,16 @@ def test_the_picture_has_a_dot_per_run_of_each_cell(name, start, tmp_path, monke
     if name.endswith("svg"):
         dots = re.findall(r"<use [^>]*fill-opacity: 0.7", content.decode())
         assert len(dots) == 6 + 2 and "random cells" in content.decode()
+
+
+def test_the_picture_names_searches_of_one_kind_and_cells_as_they_are(tmp_path, monkeypatch):
+    words = [write_search(tmp_path / name, 1, genotypes.load(f"random:{i}"), max_skip=i)
+             for i, name in enumerate(("short", "long"))]
+    words += [write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], genotypes.load(f"random:{i}")) for i in (0, 1)]
+    words += [write_evaluation(tmp_path / "eval-2", [0.0, 95.0], genotypes.load("random:2"), arch="$a$b")]
+    run_compare([*words, "--plot", str(tmp_path / "dots.svg")], monkeypatch)
+    texts = re.findall(r"<text [^>]*>([^<]*)</text>", (tmp_path / "dots.svg").read_text())
+    assert {"short", "long", "$a$b"} <= set(texts) and "P-DARTS" not in texts
 
 
 def test_a_picture_of_nothing_trained_is_refused(tmp_path, monkeypatch, capsys):
@@ -299,6 +342,14 @@ def test_a_directory_without_a_readable_record_is_no_run(content, tmp_path):
     (tmp_path / "args.json").write_text(content)
     with pytest.raises(ValueError, match="is no run"):
         compare.compare([str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ["", "3", "[{}]", '[{"genotype": "no cell"}]'])
+def test_damaged_sizes_are_named(content, tmp_path):
+    search = write_search(tmp_path / "search", 1)
+    (tmp_path / "search" / "genotypes.json").write_text(content)
+    with pytest.raises(ValueError, match="search/genotypes.json is damaged: --resume"):
+        compare.compare([search])
 
 
 def test_the_script_starts(runs):

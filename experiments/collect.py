@@ -28,7 +28,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
-    found = [compare.read_run(str(path)) for path in sorted((args.out / "runs").glob("*")) if path.is_dir()]
+    found = [compare.read_run(str(path.parent)) for path in sorted((args.out / "runs").glob("*/args.json"))]
     if not found:
         raise ValueError(f"{args.out} holds no runs: name the --out of experiments/evidence.py")
     finished = [run for run in found if compare.state(run) == "finished"]

@@ -44,25 +44,30 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--only", nargs="+", choices=matrix.PARTS, default=matrix.PARTS, help="default: all parts")
     parser.add_argument("--processes", type=cli.number(int, 1),
                         help="steps at once, one thread each; default: one for each core, one with paper")
-    parser.add_argument("--tmp_data_dir", default="data", help="where the data sets are, or are downloaded to")
+    parser.add_argument("--tmp_data_dir",
+                        help="where the data sets are, or are downloaded to; default: where they were before, or data")
     parser.add_argument("--list", action="store_true", help="only say how far each step is")
     return parser
 
 
 def main(args: Namespace) -> None:
     setting = matrix.SETTINGS[args.setting]
-    named = [(step.name, step) for step in matrix.steps(setting) if step.part in args.only]
-    steps = list({**dict(named), **dict(reversed(named))}.values())  # of equal steps the first
-    open_out(args.out, args.setting, setting)
+    named = {}
+    for step in matrix.steps(setting):
+        if step.part in args.only:
+            named.setdefault(step.name, step)  # of equal steps the first
+    steps = list(named.values())
+    check_out(args.out, args.setting, setting)
     if args.list:
         for step in steps:
             print(f"{how_far(find_run(args.out, step)):20} {step.part:9} {step.name}")
         return
+    make_out(args.out, args.setting, setting)
     lock = take_lock(args.out)
     sweep(args.out)
-    prepare_data(args.out, setting, args.tmp_data_dir)
-    for step in matrix.steps(setting):  # before anything is written
+    for step in matrix.steps(setting):  # before anything is run
         check_run(args.out, step)
+    prepare_data(args.out, setting, args.tmp_data_dir)
     processes = args.processes or setting.processes or os.cpu_count()
     failed = drive(args.out, steps, processes, lock)
     finished = [str(run["path"]) for step in steps if (run := find_run(args.out, step)) and is_finished(run)]
@@ -75,21 +80,30 @@ def main(args: Namespace) -> None:
 
 # ---- --out
 
-def open_out(out: Path, name: str, setting: Setting) -> None:
-    """Make --out, or see that it is of this setting. Raises ValueError."""
-    wanted, path = {"setting": name, "images": list(setting.images or [])}, out / "settings.json"
+def identity(name: str, setting: Setting) -> dict:
+    """What settings.json keeps of a setting."""
+    return {"setting": name, "images": list(setting.images or [])}
+
+
+def check_out(out: Path, name: str, setting: Setting) -> None:
+    """See that --out is of this setting, or new. Raises ValueError."""
+    path = out / "settings.json"
     if path.exists():
         try:
             saved = json.loads(path.read_text())
         except ValueError:
             saved = None
-        if saved != wanted:
+        if saved != identity(name, setting):
             raise ValueError(f"{path} is damaged or of another setting than {name}: choose another --out")
     elif out.is_dir() and any(entry.name != "settings.json.tmp" for entry in out.iterdir()):
         raise ValueError(f"{out} holds something else, it has no settings.json: choose another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        runs.replace_file(path, json.dumps(wanted).encode())
+
+
+def make_out(out: Path, name: str, setting: Setting) -> None:
+    """Make what --out lacks."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "settings.json").exists():
+        runs.replace_file(out / "settings.json", json.dumps(identity(name, setting)).encode())
     for folder in ("runs", "cells", "output"):
         (out / folder).mkdir(exist_ok=True)
 
@@ -115,22 +129,23 @@ def sweep(out: Path) -> None:
             shutil.rmtree(path)
 
 
-def prepare_data(out: Path, setting: Setting, root: str) -> None:
+def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
     """Put the data sets where the steps look for them, OUT/data, once and whole. Raises ValueError, OSError."""
     folder = out / "data"
     if setting.images:
         if not folder.exists():
-            write_subset(folder, setting.images, root)
+            write_subset(folder, setting.images, root or "data")
         for name, n in zip(("train", "t10k"), setting.images):  # the reader would take Debian's instead, all of it
             for path, size in ((f"{name}-images-idx3-ubyte", 16 + n * 28 * 28), (f"{name}-labels-idx1-ubyte", 8 + n)):
                 if not (folder / path).exists() or (folder / path).stat().st_size != size:
                     raise ValueError(f"{folder / path} is missing or damaged: remove {folder}, it is written anew")
     elif any("--tmp_data_dir" in options for options in setting.data.values()):
-        if folder.is_symlink() and not folder.exists():  # the data sets were moved
+        if folder.is_symlink() and (root or not folder.exists()):  # the data sets are elsewhere now
             folder.unlink()
         if not folder.exists():
-            Path(root).mkdir(parents=True, exist_ok=True)
-            folder.symlink_to(Path(root).resolve())
+            root = Path(root or "data")
+            root.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(root.resolve())
         for name in setting.data:  # before many processes download it at once
             data.load(name, str(folder))
 

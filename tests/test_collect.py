@@ -21,6 +21,8 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
         record["command"] = "python '/home/some one/p-darts/train.py' --arch 'a b' --seed 1"
         (runs / name / "args.json").write_text(json.dumps(record))
         (runs / name / "weights.pt").write_bytes(b"weights")
+    (runs / "eval-3").mkdir()  # killed at birth
+    (runs / "eval-3" / "args.json.tmp").write_text("{")
     outcome = run("experiments/collect.py", tmp_path / "out", tmp_path / "results")
     assert outcome.code == 0 and "2 of 3 runs" in outcome.out + outcome.err, outcome
     written = files(tmp_path / "results")

@@ -76,7 +76,7 @@ def option(step, name):
 @pytest.fixture
 def out(tmp_path):
     """An --out of the tiny setting in which nothing has been run."""
-    evidence.open_out(tmp_path / "out", "tiny", matrix.SETTINGS["tiny"])
+    evidence.make_out(tmp_path / "out", "tiny", matrix.SETTINGS["tiny"])
     return tmp_path / "out"
 
 
@@ -108,6 +108,21 @@ def test_a_missing_data_set_is_refused(tmp_path):
     line = error_line(run(DRIVER, "paper", "--out", tmp_path / "out", "--tmp_data_dir", folder), 1)
     assert str(folder) in line
     assert not list((tmp_path / "out" / "runs").iterdir())
+
+
+def test_a_corrected_folder_of_data_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence.data, "load", lambda name, root: None)
+    monkeypatch.chdir(tmp_path)
+    out, paper = tmp_path / "out", matrix.SETTINGS["paper"]
+    evidence.make_out(out, "paper", paper)
+    for given, used in ((None, "data"), ("sets", "sets"), (None, "sets")):
+        evidence.prepare_data(out, paper, given)
+        assert (out / "data").resolve() == tmp_path / used
+
+
+def test_listing_makes_nothing(tmp_path):
+    outcome = run(DRIVER, "tiny", "--out", tmp_path / "out", "--list")
+    assert outcome.code == 0 and outcome.out.count("to do") > 5 and not (tmp_path / "out").exists()
 
 
 def first_step(part):

@@ -24,7 +24,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Names each option's default, where the option's help doesn't."""
 
     def _get_help_string(self, action):
-        if not action.option_strings or action.dest == "help" or "default" in action.help:
+        needless = action.required or action.dest == "help" or (action.default is None and action.nargs != 0)
+        if not action.option_strings or needless or "default" in action.help:
             return action.help
         return action.help + ("; default: off" if action.nargs == 0 else "; default: %(default)s")
 
@@ -76,7 +77,7 @@ def add_image_options(parser: Parser, datasets: tuple[str, ...] = data.DATASETS)
     add("--image_size", type=number(int, 1), help="resize the images; default: the data set's own size")
     add("--cutout", action="store_true", help="cut a square out of training images")
     add("--cutout_length", type=number(int, 1), help="its side; default: half the image's")
-    add("--workers", type=number(int, 0), default=2, help="per rank, to read imagenet; other sets live on the device")
+    add("--workers", type=number(int, 0), default=2, help="per rank, to read images in a search on imagenet")
     return add
 
 

@@ -48,8 +48,11 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     if image_size not in (None, train.shape[-1]):
         train, test = (torch.cat([v2.functional.resize(part, [image_size, image_size], antialias=True)
                                   for part in images.split(1000)]) for images in (train, test))
-    stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
-    mean, std = CIFAR_STATS.get(name) or (tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats))
+    if name in CIFAR_STATS:
+        mean, std = CIFAR_STATS[name]
+    else:
+        stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
+        mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
     return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
 
 

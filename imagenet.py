@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+import parallel
 from data import for_convolutions, share
 from folders import Folder, image_folders, read_image
 
@@ -90,7 +91,7 @@ def outlive_signals(worker: int):
             pass
         os._exit(0)
 
-    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+    signals = set(parallel.SIGNALS)
     if hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask"):  # not on macOS, not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()

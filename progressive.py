@@ -44,19 +44,6 @@ def stage_table(layers: int, channels: int, add_layers: list, add_width: list, s
     ]
 
 
-def least_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
-    """Bytes of memory that an image of size x size pixels, behind the stem, takes in a weight step, at the least.
-
-    One float32 map for each candidate of each edge; with `grad_checkpoint` those of the first cell and all cells'
-    outputs. Measured were 1.3 to 1.9 times as many.
-    """
-    reductions = stage.layers // 3, 2 * stage.layers // 3
-    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # half the numbers after each
-    maps = EDGES * stage.num_candidates * cells[0] + NODES * sum(cells) if grad_checkpoint else (
-        EDGES * stage.num_candidates * sum(cells))
-    return 4 * stage.channels * size**2 * maps
-
-
 def skip_dropout_rate(initial: float, epoch: int, epochs: int, warmup_epochs: int) -> float:
     """The dropout rate on skip-connects in `epoch` (from 0): linear decay in warm-up, then exponential from `initial`.
 

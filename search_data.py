@@ -10,18 +10,18 @@ from torch import Tensor
 import data
 import imagenet
 import parallel
-import progressive
 import utils
-from progressive import Stage
+from genotypes import NODES
+from progressive import EDGES, Stage
 
 Samples = list[tuple[str, int]]  # (path, label)
 
 
 class SearchData(NamedTuple):
-    weights: "data.Batches | FileBatches"  # trains the weights
-    alphas: "data.Batches | FileBatches"  # trains the alphas
+    train_batches: "data.Batches | FileBatches"  # for the weights
+    valid_batches: "data.Batches | FileBatches"  # for the alphas
     validation: partial  # () -> a pass over the alphas' images as they are
-    images: tuple[int, int]  # how many train weights, alphas
+    num_images: tuple[int, int]  # for the weights, for the alphas
     classes: list[str]
     image_size: int
 
@@ -76,12 +76,25 @@ class FileBatches:
 
 def seek(source: SearchData, stage: int, epoch: int, done: int, args: Namespace) -> None:
     """Go on in a stage's epoch of which so many steps are done; batches in memory know their place by a checkpoint."""
-    if not isinstance(source.weights, FileBatches):
+    if not isinstance(source.train_batches, FileBatches):
         return
-    steps, resting = len(source.weights), args.warmup_epochs
+    steps, resting = len(source.train_batches), args.warmup_epochs
     learning = (stage - 1) * (args.epochs - resting) + max(0, epoch - resting)  # epochs before this one
-    source.weights.seek(((stage - 1) * args.epochs + epoch) * steps + done)
-    source.alphas.seek(learning * steps + (done if epoch >= resting else 0))
+    source.train_batches.seek(((stage - 1) * args.epochs + epoch) * steps + done)
+    source.valid_batches.seek(learning * steps + (done if epoch >= resting else 0))
+
+
+def least_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
+    """Bytes of memory that an image of size x size pixels, behind the stem, takes in a weight step, at the least.
+
+    One float32 map for each candidate of each edge; with `grad_checkpoint` those of the first cell and all cells'
+    outputs. Measured were 1.3 to 1.9 times as many.
+    """
+    reductions = stage.layers // 3, 2 * stage.layers // 3
+    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # half the numbers after each
+    maps = EDGES * stage.num_candidates * cells[0] + NODES * sum(cells) if grad_checkpoint else (
+        EDGES * stage.num_candidates * sum(cells))
+    return 4 * stage.channels * size**2 * maps
 
 
 def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.device) -> None:
@@ -92,7 +105,7 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
     memory = utils.device_memory(device)
     share = data.share(args.batch_size, parallel.world_size()) / (1 if args.amp == "off" else 2)
     size = image_size / (8 if args.stem == "imagenet" else 1)
-    needed = share * progressive.least_bytes(stage, size, args.grad_checkpoint)
+    needed = share * least_bytes(stage, size, args.grad_checkpoint)
     if memory is not None and needed > memory:
         instead = [hint for hint, helps in (("--stem imagenet", args.stem == "cifar" and image_size >= 32),
                                             ("--grad_checkpoint", not args.grad_checkpoint)) if helps]

@@ -5,8 +5,8 @@ One GPU (or MPS, or the CPU, whatever there is); the published command works as 
 Several GPUs:
     torchrun --nproc_per_node=8 train_cifar.py --tmp_data_dir DIR --auxiliary --cutout
 The cell is --arch: a published name, a genotype.json, a run directory of train_search.py, or random:SEED. Expect
-SAVE/eval-NOTE-TIME/ with metrics.jsonl, weights.pt (of the last epoch) and best.pt; the released cell reaches 2.5% test
-error on CIFAR-10 after 600 epochs.
+SAVE/eval-NOTE-TIME/ with metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 2.50% test error
+on CIFAR-10 for its cell, after 600 epochs.
 """
 from argparse import Namespace
 from functools import partial

@@ -5,7 +5,8 @@ One GPU (or MPS, or the CPU, whatever there is); the published command works as 
 Several GPUs, on one machine or several:
     torchrun --nproc_per_node=8 train_imagenet.py --tmp_data_dir DIR --auxiliary
 Images are read from DIR/imagenet/{train,val}/CLASS/* or DIR/{train,val}/CLASS/*. Expect SAVE/imagenet-NOTE-TIME/ with
-metrics.jsonl, weights.pt (of the last epoch) and best.pt; the released cell reaches 24.4% top-1 error after 250 epochs.
+metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 24.4% top-1 error for its cell, after 250
+epochs.
 """
 from argparse import Namespace
 from functools import partial

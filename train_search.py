@@ -5,8 +5,8 @@ One GPU (or MPS, or the CPU, whatever there is); the published command works as 
         --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run
 Several GPUs:
     torchrun --nproc_per_node=8 train_search.py --tmp_data_dir DIR
-Without --tmp_data_dir it searches on scikit-learn's 8x8 digits, which need no download. Expect SAVE/search-NOTE-TIME/
-with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured on the way.
+Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, which need no download. Expect
+SAVE/search-NOTE-TIME/ with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured.
 """
 import json
 import time
@@ -189,9 +189,9 @@ def competing(state: dict, network: Network) -> tuple:
 
 def log_start(run_dir: Path, source: search_data.SearchData, args: Namespace, device: torch.device) -> None:
     """Say what is searched on, and how many steps a stage takes."""
-    steps = len(source.weights)
+    steps = len(source.train_batches)
     log.info(f"{run_dir}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
-             f"{source.images[0]} training images for the weights, {source.images[1]} for the alphas, on "
+             f"{source.num_images[0]} training images for the weights, {source.num_images[1]} for the alphas, on "
              f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} steps "
              f"of the weights and {(args.epochs - args.warmup_epochs) * steps} of the alphas")
 
@@ -211,7 +211,7 @@ def build_stage(stage: Stage, state: dict, source: search_data.SearchData, args:
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
     optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
     parts = SimpleNamespace(network=network, optimizer=optimizer, alpha_optimizer=architect.optimizer, scaler=scaler,
-                            train_batches=source.weights, valid_batches=source.alphas)
+                            train_batches=source.train_batches, valid_batches=source.valid_batches)
     runs.restore(state, vars(parts))
     return architect, parts
 
@@ -261,7 +261,7 @@ def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> d
 
 def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int, Genotype], args: Namespace,
            device: torch.device) -> None:
-    """Write genotypes.json (unrestricted and every M, with sizes) and genotype.json (recommended); say what is next."""
+    """Write genotypes.json (all limits M that matter, with sizes) and genotype.json (recommended); say what is next."""
     table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
     runs.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
     chosen = progressive.recommended(genotype, restricted, args.max_skip)

@@ -15,7 +15,7 @@ def train_cells(network: nn.Module, s0: Tensor, s1: Tensor) -> tuple[Tensor, Ten
     s0 = F.relu_(fast_layout(s0))  # in place: all that takes a state begins with a ReLU
     s1 = s0 if same else F.relu_(fast_layout(s1))
     for i, cell in enumerate(network.cells):
-        s0, s1 = s1, mix_cell(cell, s0, s1, network.drop_path_prob)
+        s0, s1 = s1, train_cell(cell, s0, s1, network.drop_path_prob)
         if cell is not network.cells[-1]:
             s1 = F.relu_(s1)
         if i == network.auxiliary_cell and network.auxiliary_head:
@@ -23,7 +23,7 @@ def train_cells(network: nn.Module, s0: Tensor, s1: Tensor) -> tuple[Tensor, Ten
     return s1, logits_aux
 
 
-def mix_cell(cell: nn.Module, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
+def train_cell(cell: nn.Module, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
     """`cell` of s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W), which are past their ReLU."""
     states = [after_relu(cell.preprocess0, s0), after_relu(cell.preprocess1, s1)]  # (B, C, H, W) each
     relus = {}  # one of a state serves all its edges

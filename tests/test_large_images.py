@@ -280,7 +280,7 @@ def test_the_memory_that_is_asked_for_is_a_lower_bound(grad_checkpoint):
     measured = {False: (2.44, 3.93, 4.52), True: (1.05, 0.94, 0.92)}[grad_checkpoint]
     stages = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])
     for stage, gigabytes in zip(stages, measured):
-        assert 0.5 < 96 * progressive.least_bytes(stage, 32, grad_checkpoint) / (gigabytes * 1e9) < 0.8
+        assert 0.5 < 96 * search_data.least_bytes(stage, 32, grad_checkpoint) / (gigabytes * 1e9) < 0.8
 
 
 def test_what_exceeds_the_memory_is_refused_with_the_alternatives(monkeypatch):

@@ -96,7 +96,7 @@ class Meter:
             step = self.steps - len(rows) + bad[0] + 1
             raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
                              "--amp off; the last checkpoint is kept")
-        for row in rows.tolist():  # one by one: when they are read is all one
+        for row in rows.tolist():  # one by one, so that the sum does not depend on when they are read
             self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
         self.unread = []
 

@@ -45,6 +45,10 @@ def test_the_table_of_agreement_is_what_the_script_makes_of_the_records():
     assert printed("experiments/agreement.py", *runs("search-fashion-pdarts-*")) in text("docs/evidence.md")
 
 
+def test_the_table_of_traits_is_what_the_script_makes_of_the_records():
+    assert printed("experiments/traits.py", *runs("*-80ep-*")) in text("docs/evidence.md")
+
+
 def test_the_table_of_how_decided_the_searches_are_is_what_they_have_recorded():
     for search in runs("search-*"):
         note = json.loads(text(f"{search}/args.json"))["args"]["note"].removeprefix("fashion-")

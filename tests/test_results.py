@@ -45,6 +45,14 @@ def test_the_table_of_agreement_is_what_the_script_makes_of_the_records():
     assert printed("experiments/agreement.py", *runs("search-fashion-pdarts-*")) in text("docs/evidence.md")
 
 
+def test_the_table_of_drop_path_is_what_compare_makes_of_the_records():
+    pairs = [path for cell in ("PDARTS", "random-[0-2]", "pdarts-[02]") for drop_path in ("80ep", "no-drop-path")
+             for path in runs(f"eval-fashion-{cell}-{drop_path}-0-*")]
+    assert len(pairs) == 12
+    searches = runs("search-fashion-pdarts-[02]-*")
+    assert printed("compare.py", *searches, *pairs, "--markdown") in text("docs/evidence.md")
+
+
 def test_the_table_of_traits_is_what_the_script_makes_of_the_records():
     assert printed("experiments/traits.py", *runs("*-80ep-*")) in text("docs/evidence.md")
 

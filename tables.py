@@ -85,12 +85,16 @@ def as_text(rows: list[dict]) -> str:
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
 
 
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table of these cells, the head first."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
 def as_markdown(rows: list[dict]) -> str:
     escape = str.maketrans({char: f"\\{char}" for char in "\\`*_|<>[]"})
     lines, shared = grid_for_print(rows)
-    lines = [[text.translate(escape) for text in line] for line in lines]
-    lines.insert(1, ["---"] * len(lines[0]))
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown([[text.translate(escape) for text in line] for line in lines])
     return f"{table}\n\n{shared.translate(escape)}" if shared else table
 
 

@@ -37,6 +37,7 @@ from steps import (
 
 import cli
 import data
+import tables
 import utils
 from train_search import weight_step
 
@@ -103,8 +104,7 @@ class Report:
     def print_table(self) -> None:
         print(f"\n{machine(self.args.device)}, {self.elapsed():.0f} s\n")
         titles = [name.replace("_", " ") for name in FIELDS]
-        for cells in (titles, ["---"] * len(titles), *map(written, self.rows)):
-            print("| " + " | ".join(cells) + " |")
+        print(tables.markdown([titles, *map(written, self.rows)]))
 
 
 def written(row: dict) -> list[str]:

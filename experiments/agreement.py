@@ -16,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 import runs
+import tables
 from genotypes import PRIMITIVES
 
 CELLS = ("normal", "reduce")
@@ -45,13 +46,13 @@ def main(args: Namespace) -> None:
     if len(lengths) > 1:
         raise ValueError(f"stage 1 has {' and '.join(map(str, lengths))} epochs in these searches: compare searches of "
                          "one length, after their first stage")
-    print("| epoch | " + " | ".join(f"{cell}: same | correlation | beyond means" for cell in CELLS) + " |")
-    print("| --- " * (1 + 3 * len(CELLS)) + "|")
+    table = [["epoch", *(title for cell in CELLS for title in (f"{cell}: same", "correlation", "beyond means"))]]
     for epoch in range(lengths[0]):
         pairs = [sum([agreement(a[epoch], b[epoch]) for a, b in zip(*pair)], [])
                  for pair in itertools.combinations(searches, 2)]
         cells = [f"{value:.{1 if i % 3 == 0 else 2}f}" for i, value in enumerate(np.mean(pairs, axis=0))]
-        print(f"| {epoch + 1} | {' | '.join(cells)} |")
+        table.append([str(epoch + 1), *cells])
+    print(tables.markdown(table))
 
 
 def get_args_parser() -> cli.Parser:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 import compare
+import tables
 
 TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv", "dil_conv", "edges from inputs")
 
@@ -40,13 +41,11 @@ def main(args: Namespace) -> None:
     if len(runs) < 3:
         raise ValueError(f"{len(runs)} runs have no correlation to speak of: name three or more")
     rows = sorted((traits(run), run["args"]["arch"]) for run in runs)
-    print(f"| cell | {' | '.join(TRAITS)} |")
-    print("| --- " * (1 + len(TRAITS)) + "|")
-    for values, arch in rows:
-        errors, counts = values[:2], values[2:]
-        print(f"| {Path(arch).stem} | {' | '.join([f'{value:.2f}' for value in errors] + list(map(str, counts)))} |")
+    lines = [[Path(arch).stem, *(f"{error:.2f}" for error in values[:2]), *map(str, values[2:])]
+             for values, arch in rows]
     columns = list(zip(*(values for values, _ in rows)))
-    print(f"| correlation | {' | '.join(correlation(columns[0], column) for column in columns)} |")
+    correlations = [correlation(columns[0], column) for column in columns]
+    print(tables.markdown([["cell", *TRAITS], *lines, ["correlation", *correlations]]))
 
 
 def get_args_parser() -> cli.Parser:

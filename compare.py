@@ -103,8 +103,10 @@ def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> di
     """A search's cell, or if given its first stage's."""
     args = {key: value for key, value in search["args"].items() if key not in INCIDENTAL}
     rates = args.get("dropout_rate", [])
-    kind = "without skip dropout" if rates and not any(rates) else "P-DARTS"
-    cell = {"kind": "one stage" if first_stage else kind, "name": search["name"], "search": search,
+    plain = rates and not any(rates)  # no skip dropout
+    kind = "one stage" if first_stage else "without skip dropout" if plain else "P-DARTS"
+    label = "one stage without skip dropout" if first_stage and plain else kind
+    cell = {"kind": kind, "label": label, "name": search["name"], "search": search,
             "group": json.dumps([bool(first_stage), args], sort_keys=True), "evaluations": evaluations,
             "genotype": first_stage or search["genotype"], "seed": search["args"]["seed"], "state": state(search),
             "data": search["args"]["dataset"], "device": f"{search['processes']} x {search['device']}",
@@ -194,16 +196,14 @@ def describe_finding(cells: list[dict], parts: list[dict], searches: list[dict])
 
 def name_searches(cells: list[dict], searches: list[dict]) -> str:
     """A search's name; of several their kind, and the options that tell them from the other searches."""
-    kind, name, args = cells[0]["kind"], cells[0]["name"], cells[0]["search"]["args"]
+    name, args = cells[0]["name"], cells[0]["search"]["args"]
     if len(cells) == 1:
-        return f"one stage of {name}" if kind == "one stage" else name
-    if kind == "one stage" and not any(args.get("dropout_rate") or [True]):
-        kind += " without skip dropout"
+        return f"one stage of {name}" if cells[0]["kind"] == "one stage" else name
     told = [key for key in MAIN if len({str(run["args"].get(key)) for run in searches}) > 1]
     told += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
     rates = {str(run["args"].get("dropout_rate")) for run in searches if any(run["args"].get("dropout_rate") or [])}
     told += ["dropout_rate"] if len(rates) > 1 else []
-    return ", ".join([kind, *(f"{key} {args.get(key)}" for key in told)])
+    return ", ".join([cells[0]["label"], *(f"{key} {args.get(key)}" for key in told)])
 
 
 def describe_evaluations(parts: list[dict], setting: dict) -> dict:

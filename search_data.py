@@ -149,7 +149,7 @@ def from_files(args: Namespace, device: torch.device) -> SearchData:
                                    utils.derive_seed(args.seed, half), device, *place)
                        for half, part in enumerate(parts))
     loader = imagenet.eval_loader(parts[1], args.image_size, args.batch_size, args.workers, device, *place,
-                              persistent=False)  # needed in few epochs
+                                  persistent=False)  # needed in few epochs
     return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, parts)), train.classes, args.image_size)
 
 

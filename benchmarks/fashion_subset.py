@@ -28,6 +28,26 @@ def write_idx(path: Path, values: torch.Tensor) -> None:
     path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
 
 
+def write_subset(full: data.DataSet, folder: Path, train: int, test: int) -> None:
+    """The first images of each class, so many in all, as idx files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images, target, n in (("train", full.train_images, full.train_target, train),
+                                    ("t10k", full.test_images, full.test_target, test)):
+        chosen = first_of_each_class(target, n)
+        write_idx(folder / f"{name}-images-idx3-ubyte", images[chosen, 0])
+        write_idx(folder / f"{name}-labels-idx1-ubyte", target[chosen])
+
+
+def write_tree(full: data.DataSet, folder: Path, train: int, test: int) -> None:
+    """The same images as PNG files in train/CLASS and val/CLASS."""
+    for split, images, target, n in (("train", full.train_images, full.train_target, train),
+                                     ("val", full.test_images, full.test_target, test)):
+        for i in first_of_each_class(target, n):
+            path = folder / split / full.classes[target[i]].replace("/", "-") / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i, 0].numpy()).save(path)
+
+
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("out", type=Path)
@@ -39,18 +59,7 @@ def get_args_parser() -> cli.Parser:
 
 def main(args) -> None:
     full = data.load("fashion_mnist", "data", image_size=28)
-    for split, name, n in (("train", "train", args.train), ("test", "t10k", args.test)):
-        images, target = getattr(full, f"{split}_images"), getattr(full, f"{split}_target")
-        chosen = first_of_each_class(target, n)
-        if args.tree:
-            for i in chosen:
-                folder = args.out / {"train": "train", "test": "val"}[split] / full.classes[target[i]].replace("/", "-")
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(images[i, 0].numpy()).save(folder / f"{i}.png")
-        else:
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_idx(args.out / f"{name}-images-idx3-ubyte", images[chosen, 0])
-            write_idx(args.out / f"{name}-labels-idx1-ubyte", target[chosen])
+    (write_tree if args.tree else write_subset)(full, args.out, args.train, args.test)
 
 
 if __name__ == "__main__":

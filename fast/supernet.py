@@ -126,7 +126,7 @@ class FastCell:
                 for o, (primitive, op) in enumerate(zip(mixed.primitives, mixed.m_ops)):
                     if primitive == "none":
                         continue
-                    layers = list(op.op) if isinstance(op, (SepConv, DilConv)) else []
+                    layers = list(op.op) if type(op) in (SepConv, DilConv) else []
                     branches.append(Branch(primitive, state, stride, op, layers, edge * len(mixed.primitives) + o))
                     if "pool" in primitive:
                         self.pool_norms.setdefault((state, primitive), []).append(op[1])
@@ -185,11 +185,13 @@ class FastCell:
 
     def apply(self, b: Branch, states: list[Tensor], relus: list[Tensor], pooled: dict, skip_dropout: float,
               moments: Moments) -> Tensor:
-        """A branch that is no convolution: a skip-connect, or a pool where `pooled` has none of its state yet."""
+        """A branch that is no convolution of ours: a skip-connect, or a pool unless `pooled` has it of its state."""
         if isinstance(b.op, nn.Identity):  # section 3.3: dropout on the identity only
             return dropout(states[b.state], skip_dropout)
         if isinstance(b.op, FactorizedReduce):
             return moments.add(*project(b.op, relus[b.state]))
+        if "pool" not in b.primitive:  # an operation that is not known here, by its definition
+            return b.op(states[b.state])
         pool = b.state, b.primitive
         if pool not in pooled:
             y = PoolNorm.apply(states[b.state], b.primitive[:3], b.stride, *moments.known())
@@ -213,9 +215,9 @@ def group_convolutions(branches: list[Branch], limit: int) -> list[list[Branch]]
     """The convolutions among a node's branches, in even groups of one kind and stride, small kernels first."""
     groups = []
     convolutions = [b for b in branches if b.layers]
-    for kind, stride in sorted({(b.primitive[:3], b.stride) for b in convolutions}):
-        same = [b for b in convolutions if b.primitive.startswith(kind) and b.stride == stride]
-        same.sort(key=lambda b: b.primitive)
+    for kind, stride in sorted({(type(b.op).__name__, b.stride) for b in convolutions}):
+        same = [b for b in convolutions if (type(b.op).__name__, b.stride) == (kind, stride)]
+        same.sort(key=lambda b: kernel_size(b.layers[1]))
         count = -(-len(same) // limit)
         groups += [same[i * len(same) // count:(i + 1) * len(same) // count] for i in range(count)]
     return groups

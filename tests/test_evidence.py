@@ -14,7 +14,7 @@ import compare
 import genotypes
 import train_cifar
 import train_search
-from experiments import evidence, matrix
+from experiments import controls, evidence, matrix
 
 DRIVER = "experiments/evidence.py"
 HOURS = {"hours", "evaluation_hours"}  # what no two runs have in common; dates are part of the names
@@ -27,9 +27,11 @@ def test_the_scripts_take_each_steps_options(setting):
     names = set()
     for step in matrix.steps(matrix.SETTINGS[setting]):
         script, *options = step.command
-        module = {"train_search.py": train_search, "train_cifar.py": train_cifar}[script]
+        if step.part == "control":
+            assert script == "experiments/controls.py" and options.pop(0) in controls.CONTROLS
+        module = train_cifar if script == "train_cifar.py" else train_search
         parsed = module.get_args_parser().parse_args(options)
-        assert parsed.save == "runs" and parsed.note == step.name
+        assert parsed.save == ("controls" if step.part == "control" else "runs") and parsed.note == step.name
         names.add((step.name, step.command))
     assert len({name for name, _ in names}) == len(names)  # one name, one command
 
@@ -65,6 +67,35 @@ def test_every_cell_is_trained_in_the_same_budget(setting):
         found = [option(step, "--arch") for step in own if step.part == "found"]
         assert len(set(found)) == 8
         assert all(found.count(cell) == len(matrix.SETTINGS[setting].evaluation_seeds) for cell in found)
+
+
+def test_the_cifar_matrix_is_the_one_that_was_planned():
+    steps = matrix.steps(matrix.SETTINGS["cifar"])
+    assert {part: sum(step.part == part for step in steps) for part in matrix.PARTS} == {
+        "length": 10, "search": 6, "baseline": 10, "found": 12, "dealt": 8, "control": 7, "drop-path": 4}
+    compared = [step for step in steps if step.part in ("baseline", "found", "dealt")]
+    lengths = [step for step in steps if step.part == "length"]
+    assert len({option(step, "--arch") for step in compared}) == 30
+    assert not {option(step, "--arch") for step in compared} & {option(step, "--arch") for step in lengths}
+    for step in steps:
+        if step.part in ("search", "control"):
+            args = train_search.get_args_parser().parse_args(step.command[1 + (step.part == "control"):])
+            assert (args.epochs, args.warmup_epochs, args.batch_size, args.init_channels) == (12, 4, 96, 8)
+            assert args.seed >= 10 and args.image_size == 16 and args.arch_learning_rate == 1.2e-3
+        else:
+            args = train_cifar.get_args_parser().parse_args(step.command[1:])
+            assert (args.batch_size, args.init_channels, args.layers, args.learning_rate) == (96, 8, 8, 0.05)
+            assert args.drop_path_prob == (0.3 if step.part == "drop-path" else 0)
+
+
+def test_dealt_cells_have_a_cells_operations():
+    cell = genotypes.load("PDARTS")
+    dealt = [evidence.deal(cell, seed) for seed in range(20)]
+    for other in dealt:
+        assert genotypes.parse(json.loads(json.dumps(other._asdict()))) == other  # two edges at every node
+        for kind in ("normal", "reduce"):
+            assert sorted(op for op, _ in getattr(other, kind)) == sorted(op for op, _ in getattr(cell, kind))
+    assert evidence.deal(cell, 3) == dealt[3] and len({str(other) for other in dealt}) == 20
 
 
 def option(step, name):

@@ -1,0 +1,89 @@
+"""Search with P-DARTS, stage 1 alone, where one thing is made meaningless: what does the search prefer then?
+
+    python experiments/controls.py CONTROL [options of train_search.py]
+CONTROL is one of
+    plain            stage 1 of the search itself
+    shuffled-labels  the labels of all training images are permuted: there is no task
+    swapped-halves   the images of the weights train the alphas, and the other way round
+    noise            in the place of dil_conv_3x3 stands Gaussian noise: an operation without any use
+    twin             in the place of dil_conv_3x3 stands a second sep_conv_3x3: two operations of the same use
+Expect a run directory as of train_search.py, of one stage. The candidates keep their names in it.
+"""
+import dataclasses
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli
+import data
+import model_search
+import train_search
+from operations import SepConv
+
+CONTROLS = ("plain", "shuffled-labels", "swapped-halves", "noise", "twin")
+
+
+class Noise(nn.Module):
+    """Standard normal noise of the shape of an operation's output: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn_like(x[:, :, ::self.stride, ::self.stride])
+
+
+def first_stage_alone(args: Namespace) -> list:
+    return [dataclasses.replace(stages(args)[0], num_drop=0)]
+
+
+def load_shuffled(*args, **options) -> data.DataSet:
+    dataset = load(*args, **options)
+    order = torch.randperm(len(dataset.train_target), generator=torch.Generator().manual_seed(0))
+    return dataset._replace(train_target=dataset.train_target[order])
+
+
+def planted(make):
+    """A model_search.build that gives make(C, stride) for dil_conv_3x3."""
+    def build_planted(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module:
+        return make(C, stride) if primitive == "dil_conv_3x3" else build(primitive, C, stride, affine)
+    return build_planted
+
+
+stages, load, split, build = train_search.make_stages, data.load, data.search_split, model_search.build
+
+
+def apply(control: str) -> None:
+    """Change the search, in this process, into a control."""
+    train_search.make_stages = first_stage_alone
+    if control == "shuffled-labels":
+        data.load = load_shuffled
+    elif control == "swapped-halves":
+        data.search_split = lambda *args: split(*args)[::-1]
+    elif control == "noise":
+        model_search.build = planted(lambda C, stride: Noise(stride))
+    elif control == "twin":
+        model_search.build = planted(lambda C, stride: SepConv(C, 3, stride, affine=False))
+
+
+def parse_args() -> Namespace:
+    control = sys.argv[1] if len(sys.argv) > 1 else ""
+    if control not in CONTROLS:
+        parser = cli.Parser(__doc__)
+        parser.add_argument("control", metavar="CONTROL", choices=CONTROLS)
+        parser.parse_args(sys.argv[1:2])
+    apply(control)
+    given, sys.argv = sys.argv, [sys.argv[0], *sys.argv[2:]]
+    try:
+        return train_search.parse_args()
+    finally:
+        sys.argv = given  # what args.json records
+
+
+if __name__ == "__main__":
+    cli.run(train_search.main, parse_args)

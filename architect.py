@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import parallel
 import utils
+from harness import parallel
 
 
 class Architect:

@@ -11,13 +11,12 @@ import json
 import statistics
 from pathlib import Path
 
-import cli
 import genotypes
 import progressive
-import runs
-import tables
-from runs import log
-from tables import MAIN
+from harness import cli, records
+from harness.log import log
+from reporting import tables
+from reporting.tables import MAIN
 
 # what runs of the same experiment may differ in; the cell is compared by itself
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "workers", "report_freq", "device", "compile", "deterministic",
@@ -33,7 +32,7 @@ FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device",
 def read_run(run_dir: str) -> dict:
     """What a run directory holds: args.json's entries and the name, path, metrics and genotype. Raises ValueError."""
     path = Path(run_dir)
-    record, metrics = runs.read_run(path)
+    record, metrics = records.read_run(path)
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
     absent = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # of older runs; has none
     args = absent | {key: value for key, value in record["args"].items() if value is not None}
@@ -96,7 +95,7 @@ def first_stage_cell(search: dict) -> genotypes.Genotype | None:
     stage1 = sum(record["stage"] == 1 for record in search["metrics"])
     if stage1 < search["args"]["epochs"] or not (search["path"] / "alphas.npz").exists():
         return None
-    return progressive.first_stage_genotype(runs.read_alphas(search["path"]), search["args"].get("max_skip", 2))
+    return progressive.first_stage_genotype(records.read_alphas(search["path"]), search["args"].get("max_skip", 2))
 
 
 def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> dict:

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import cli
-import data
 import genotypes
 import hubconf
-import imagenet
-import runs
-import weights
-from runs import log
+from harness import cli, records, weights
+from harness.files import replace_file
+from harness.log import log
+from input_pipeline import imagenet, load
+from input_pipeline.batches import eval_batches
+from input_pipeline.sets import DATASETS, describe
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
 TOLERANCE = 1e-5  # of logits up to 1, relative to the largest of larger ones; see `tolerance`
@@ -43,7 +43,7 @@ def get_args_parser() -> cli.Parser:
     add("--safetensors", metavar="FILE", help="write NAME.safetensors, the weights alone; default: none")
     add("--force", action="store_true", help="replace files that exist")
     add("--tmp_data_dir", help="where the data set is; default: where it was for the run")
-    add("--dataset", choices=data.DATASETS, help="that the weights were trained on; default: the run's")
+    add("--dataset", choices=DATASETS, help="that the weights were trained on; default: the run's")
     add("--image_size", type=cli.number(int, 1), help="default: the run's, or the data set's own")
     return parser
 
@@ -71,11 +71,11 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 
     Raises ValueError, OSError where they are not there or don't fit each other.
     """
-    record, accuracy = runs.read_args(args.run) if Path(args.run, "args.json").exists() else {}, None
+    record, accuracy = records.read_args(args.run) if Path(args.run, "args.json").exists() else {}, None
     if record.get("kind") not in ("eval", "imagenet"):
         record = {}  # a search's directory is a cell, like others
     if record:
-        args.weights = args.weights or runs.last_weights(args.run)
+        args.weights = args.weights or records.last_weights(args.run)
         accuracy = accuracy_of(args.run, args.weights)
     elif args.weights is None:
         genotypes.load(args.run)  # or it is no cell either
@@ -102,7 +102,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 
 def accuracy_of(run_dir: str, path: str) -> float | None:
     """The test accuracy in % that the run has recorded of its weights.pt or best.pt; None for any other file."""
-    _, metrics = runs.read_run(run_dir)
+    _, metrics = records.read_run(run_dir)
     accuracies = [record["test_acc"] for record in metrics] or [None]
     known = {"weights.pt": accuracies[-1], "best.pt": max(accuracies)}
     return next((value for name, value in known.items() if Path(path).resolve() == Path(run_dir, name).resolve()), None)
@@ -116,14 +116,14 @@ def read_images(kind: str, args: Namespace, trained: dict) -> tuple[Tensor, dict
     if kind == "imagenet":
         size = size or 224
         _, loader, classes = imagenet.loaders(root, size, CHECKED, 0, 0, "cpu", training=False)
-        images, about = next(iter(loader))[0], data.describe(classes, *imagenet.STATS, size)
+        images, about = next(iter(loader))[0], describe(classes, *imagenet.STATS, size)
     elif name is None:
         raise ValueError("--dataset is missing: name the data set that the weights were trained on")
     else:
-        dataset = data.load(name, root or "data", size)
-        batches = data.eval_batches(dataset.test_images[:CHECKED], dataset.test_target, CHECKED, dataset, "cpu")
+        dataset = load(name, root or "data", size)
+        batches = eval_batches(dataset.test_images[:CHECKED], dataset.test_target, CHECKED, dataset, "cpu")
         images = next(batches)[0]
-        about = data.describe(dataset.classes, dataset.mean, dataset.std, images.size(-1))
+        about = describe(dataset.classes, dataset.mean, dataset.std, images.size(-1))
     return images.contiguous(), about
 
 
@@ -231,7 +231,7 @@ def export(suffix: str, path: Path, network: nn.Module, program: torch.export.Ex
                              "versions of torch and of the packages that write it")
         return largest
     with quiet():
-        return runs.replace_file(path, to_bytes(network, program, about), check)
+        return replace_file(path, to_bytes(network, program, about), check)
 
 
 @torch.no_grad()

@@ -14,25 +14,29 @@ HERE = Path(__file__).resolve().parent
 SIZES = "genotype", "num_classes", "init_channels", "layers"
 
 
-def _is_of_others(name: str) -> bool:
-    """Whether a module that is imported already has a name of ours, but comes from elsewhere."""
+def _has_our_name(name: str) -> bool:
     first = HERE / name.split(".")[0]
-    if not (first.is_dir() or first.with_suffix(".py").is_file()):
-        return False
-    file = getattr(sys.modules[name], "__file__", None)
-    return file is None or Path(file).resolve().parent not in (HERE, HERE / "fast")
+    return first.with_suffix(".py").is_file() or (first / "__init__.py").is_file()
 
 
 def _import(*names: str):
-    """Modules of this repository. Their plain names (model, utils) may be those of the caller's own, which stay."""
-    others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_of_others(name)}
+    """Modules of this repository, whose plain names (model, utils, harness) may be those of the caller's own modules.
+
+    torch.hub runs this file without importing it as a module. Then modules of these names are set aside meanwhile, and
+    ours leave sys.modules again: what the caller has imported stays, and what it imports later is its own.
+    """
+    if getattr(sys.modules.get(__name__), "__file__", None) == __file__:  # imported from this repository
+        return [importlib.import_module(name) for name in names]
+    theirs = {name: sys.modules.pop(name) for name in list(sys.modules) if _has_our_name(name)}
     try:
         return [importlib.import_module(name) for name in names]
     finally:
-        sys.modules.update(others)
+        for name in filter(_has_our_name, list(sys.modules)):
+            del sys.modules[name]
+        sys.modules.update(theirs)
 
 
-genotypes, model, runs, weights_of = _import("genotypes", "model", "runs", "weights")
+genotypes, model, records, weights_of = _import("genotypes", "model", "harness.records", "harness.weights")
 
 
 def _alone(output: tuple):
@@ -79,7 +83,7 @@ def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: b
              for cell in (asked[0], defaults[0])]
     asked, defaults, about = (cells[0], *asked[1:]), (cells[1], *defaults[1:4]), {}
     if weights is not None and os.path.isdir(weights):
-        run_dir, weights = Path(weights), runs.last_weights(weights)
+        run_dir, weights = Path(weights), records.last_weights(weights)
         asked, about = _follow(run_dir, weights_of.sizes(weights), kind, asked, defaults)
     genotype, num_classes, init_channels, layers = asked
     network = network_class(init_channels, num_classes, layers, auxiliary, genotype)

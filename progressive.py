@@ -5,11 +5,12 @@ And a measure of how much a search has decided.
 import math
 import statistics
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from genotypes import NODES, Genotype, count_skips
 
 EDGES = sum(2 + node for node in range(NODES))  # 14
-MOST_SKIPS = 8  # two edges at each of the 4 nodes
+MAX_SKIPS = 8  # two edges at each of the 4 nodes
 CLEAR_LEAD = 0.1  # of an edge's winner over its runner-up
 
 
@@ -22,6 +23,14 @@ class Stage:
     num_candidates: int  # operations per edge
     num_drop: int  # dropped per edge afterwards
     skip_dropout: float  # initial rate
+
+
+class Choices(NamedTuple):
+    """What derivation reads: each edge's candidates, and their softmax rows (over all of them, `none` included)."""
+    normal: list[list[str]]  # (14, K)
+    normal_probs: list[list[float]]
+    reduce: list[list[str]]
+    reduce_probs: list[list[float]]
 
 
 def stage_table(layers: int, channels: int, add_layers: list, add_width: list, skip_dropout: list) -> list[Stage]:
@@ -52,6 +61,19 @@ def skip_dropout_rate(initial: float, epoch: int, epochs: int, warmup_epochs: in
     if epoch < warmup_epochs:
         return initial * (epochs - epoch - 1) / epochs
     return initial * math.exp(-0.2 * (epoch - warmup_epochs))
+
+
+def min_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
+    """A lower bound on the memory, in bytes, that an image of size x size pixels after the stem takes in a weight step.
+
+    One float32 feature map per candidate of each edge; with `grad_checkpoint` those of the first cell, and all cells'
+    outputs. Measured: 1.3 to 1.9 times that.
+    """
+    reductions = stage.layers // 3, 2 * stage.layers // 3
+    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # half the numbers after each
+    maps = EDGES * stage.num_candidates * cells[0] + NODES * sum(cells) if grad_checkpoint else (
+        EDGES * stage.num_candidates * sum(cells))
+    return 4 * stage.channels * size**2 * maps
 
 
 def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) -> list[list[str]]:
@@ -95,7 +117,7 @@ def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[floa
     normal_probs = [list(edge_probs) for edge_probs in normal_probs]
     genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
     restricted = {}
-    for M in range(MOST_SKIPS, -1, -1):
+    for M in range(MAX_SKIPS, -1, -1):
         while count_skips(genotype.normal) > M:
             edge = min(_skip_edges(genotype.normal), key=lambda e: normal_probs[e][normal[e].index("skip_connect")])
             normal_probs[edge][normal[edge].index("skip_connect")] = -1.0  # below any probability, even one of 0
@@ -117,12 +139,13 @@ def recommended(genotype: Genotype, restricted: dict[int, Genotype], max_skip: i
 
 
 def first_stage_genotype(alphas: dict, max_skip: int) -> Genotype:
-    """The cell of a search that had ended after stage 1, from what alphas.npz holds (`runs.read_alphas`)."""
+    """The cell of a search that had ended after stage 1, from what alphas.npz holds (`records.read_alphas`)."""
     rows = []
     for cell in ("normal", "reduce"):
         last = alphas[f"stage1_{cell}"][-1].tolist()  # (14, 8)
         rows += [alphas[f"stage1_{cell}_candidates"].tolist(), [_softmax(row) for row in last]]
-    return recommended(derive_genotype(*rows), restrict_skip_connects(*rows), max_skip)
+    choices = Choices(*rows)
+    return recommended(derive_genotype(*choices), restrict_skip_connects(*choices), max_skip)
 
 
 def _softmax(row: list[float]) -> list[float]:
@@ -145,7 +168,7 @@ def measure_choices(probs: list[list[float]]) -> dict:
             "clear_edges": sum(lead > CLEAR_LEAD for lead in leads)}
 
 
-def next_to_chance(record: dict) -> bool:
+def near_chance(record: dict) -> bool:
     """Whether the choices of an epoch's record could as well have been drawn: half of the winners lead by little."""
     return record["lead"] <= CLEAR_LEAD
 

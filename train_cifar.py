@@ -11,19 +11,19 @@ on CIFAR-10 for its cell, after 600 epochs.
 from argparse import Namespace
 from functools import partial
 
-import cli
-import data
 import engine
 import genotypes
-import parallel
-import runs
 import utils
+from harness import cli, parallel, records
+from input_pipeline import load
+from input_pipeline.batches import Batches, eval_batches
+from input_pipeline.sets import DATASETS, describe
 from model import NetworkCIFAR
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    cli.add_image_options(parser)
+    cli.add_image_options(parser, DATASETS)
     cli.add_evaluation_options(parser, fewest_channels=1, rate="of epoch 0, cosine to 0")
     cli.add_run_options(parser, seed=0, report_freq=50)
     parser.set_defaults(init_channels=36, layers=20, drop_path_prob=0.3, epochs=600,  # section 4.3
@@ -39,32 +39,47 @@ def parse_args() -> Namespace:
     return args
 
 
-def learning_rate(args: Namespace, epoch: int) -> float:
-    """The learning rate of `epoch` (from 0)."""
-    return engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
-
-
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     parallel.init_distributed(device)
-    genotype = genotypes.load(runs.arch_of(args))
+    genotype = genotypes.load(records.arch_of(args))
     with parallel.rank0_first():  # one process downloads
-        dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
+        dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
-    if args.auxiliary and image_size < 29:  # its 8x8 input is two reductions down
-        raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: leave it out, or "
-                         "give --image_size 32")
+    check_size(args, image_size)
     utils.seed_everything(args.seed)
     network = NetworkCIFAR(args.init_channels, len(dataset.classes), args.layers, args.auxiliary, genotype).to(device)
-    test_batches = partial(data.eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset,
-                           device, parallel.rank(), parallel.world_size())
+    test_batches = partial(eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset, device,
+                           parallel.rank(), parallel.world_size())
     if args.eval:
         return engine.test_weights(network, test_batches(), args)
+
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
-    batches = data.Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
-                           utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
-    about = data.describe(dataset.classes, dataset.mean, dataset.std, image_size)
-    engine.train("eval", network, genotype, about, batches, test_batches, learning_rate, args)
+    batches = Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
+                      utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
+    about = describe(dataset.classes, dataset.mean, dataset.std, image_size)
+    run = engine.open_run("eval", network, genotype, about, args)
+    optimizer = utils.sgd(network.parameters(), args)
+    trained, scaler = engine.prepare(network, args)
+    run.keep(network=network, optimizer=optimizer, scaler=scaler, batches=batches)
+    for epoch in run.epochs_left():
+        # The learning rate falls, and drop path grows linearly, as published.
+        optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
+        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+        record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
+        meter = engine.Meter(f"epoch {epoch}", len(batches), args.report_freq, run.seconds_left)
+        with run.epoch(meter):  # a signal saves the run and the meter mid-epoch
+            record |= engine.train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
+            record |= engine.test(network, test_batches(), f"epoch {epoch} test")
+        engine.end_epoch(run, network, record)
+    engine.report(run, network)
+
+
+def check_size(args: Namespace, image_size: int) -> None:
+    """Raise ValueError if the images are too small for the auxiliary head, whose 8x8 input is two reductions down."""
+    if args.auxiliary and image_size < 29:
+        raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: omit it, or use "
+                         "--image_size 32")
 
 
 if __name__ == "__main__":

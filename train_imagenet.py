@@ -9,17 +9,14 @@ metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 24.
 epochs.
 """
 from argparse import Namespace
-from functools import partial
 
-import cli
-import data
 import engine
 import genotypes
-import imagenet
-import parallel
-import runs
 import utils
-from cli import number
+from harness import cli, parallel, records
+from harness.cli import number
+from input_pipeline import imagenet
+from input_pipeline.sets import describe
 from model import NetworkImageNet
 
 
@@ -67,9 +64,9 @@ def learning_rate(args: Namespace, epoch: int) -> float:
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     parallel.init_distributed(device)
-    genotype = genotypes.load(runs.arch_of(args))
+    genotype = genotypes.load(records.arch_of(args))
     if args.auxiliary and args.image_size < 193:  # its 7x7 input is five halvings down
-        raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: leave it out")
+        raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: omit it")
     train_loader, val_loader, classes = imagenet.loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
         parallel.world_size(), training=not args.eval)
@@ -77,9 +74,23 @@ def main(args: Namespace) -> None:
     network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
         return engine.test_weights(network, val_loader, args)
-    about = data.describe(classes, *imagenet.STATS, args.image_size)
-    engine.train("imagenet", network, genotype, about, train_loader, lambda: val_loader, learning_rate, args,
-                 set_epoch=partial(imagenet.set_epoch, train_loader))
+
+    run = engine.open_run("imagenet", network, genotype, describe(classes, *imagenet.STATS, args.image_size), args)
+    optimizer = utils.sgd(network.parameters(), args)
+    trained, scaler = engine.prepare(network, args)
+    run.keep(network=network, optimizer=optimizer, scaler=scaler)
+    for epoch in run.epochs_left():
+        # The learning rate falls; drop path, which the mobile setting does without, grows linearly.
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch)
+        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+        record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
+        meter = engine.Meter(f"epoch {epoch}", len(train_loader), args.report_freq, run.seconds_left)
+        with run.epoch(meter):  # a signal, or a bad image, saves the run and the meter mid-epoch
+            imagenet.set_epoch(train_loader, epoch, meter.steps)  # shuffles; resumes where the meter is
+            record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, epoch, meter, args)
+            record |= engine.test(network, val_loader, f"epoch {epoch} test")
+        engine.end_epoch(run, network, record)
+    engine.report(run, network)
 
 
 if __name__ == "__main__":

@@ -11,37 +11,37 @@ SAVE/search-NOTE-TIME/ with genotype.json, to be trained by train_cifar.py --arc
 import json
 import time
 from argparse import Namespace
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import cli
-import data
 import engine
 import fast
 import genotypes
-import parallel
 import progressive
-import runs
-import search_data
 import utils
-import visualize
 from architect import Architect
-from cli import number
 from genotypes import Genotype, count_skips
+from harness import cli, parallel, weights
+from harness.cli import number
+from harness.files import write_file
+from harness.log import log
+from harness.runs import Run
+from input_pipeline import search_parts
+from input_pipeline.batches import batch_per_rank
+from input_pipeline.search_parts import SearchData
+from input_pipeline.sets import DATASETS
 from model import NetworkCIFAR, NetworkImageNet
 from model_search import Network
-from progressive import Stage
-from report import training_command
-from runs import log
+from progressive import Choices, Stage
+from reporting.page import draw_run, training_command
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    add = cli.add_image_options(parser, (*data.DATASETS, "imagenet"))
+    add = cli.add_image_options(parser, (*DATASETS, "imagenet"))
     add("--train_portion", type=number(float, 0.001, 1), default=0.5, help="share of the images that trains weights")
     add("--valid_portion", type=number(float, 0.001, 1), help="share that trains alphas; default: the rest")
     add = parser.add_argument_group("stages").add_argument
@@ -104,62 +104,79 @@ def make_stages(args: Namespace) -> list[Stage]:
 
 # ---- the search
 
+@dataclass
+class Progress:
+    """How far a search is, besides its epoch."""
+    stage: int = 1
+    normal: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)  # candidates per edge
+    reduce: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)
+    alphas: dict = field(default_factory=dict)  # alphas.npz
+
+
+@dataclass
+class Training:
+    """What trains in a stage, under its names in the checkpoint."""
+    network: Network
+    optimizer: torch.optim.Optimizer
+    alpha_optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    train_batches: object  # Batches or FileBatches, for the weights
+    valid_batches: object  # for the alphas
+
+
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic)
     parallel.init_distributed(device)
-    source = search_data.open_data(args, device)
-    search_data.check_size(make_stages(args)[0], source.image_size, args, device)
-    run_dir = runs.open_run_dir("search", args, device)
-    log_start(run_dir, source, args, device)
-    candidates = [genotypes.PRIMITIVES] * progressive.EDGES
-    state = runs.load_state(run_dir, "search", stage=1, normal=candidates, reduce=candidates, alphas={})
-    write_scalars = runs.scalar_writer(args, run_dir, done=len(state["metrics"]))
-
-    for stage in make_stages(args)[state["stage"] - 1:]:  # deeper supernets over fewer candidates
-        architect, parts = build_stage(stage, state, source, args, device)
-        for epoch in range(state["epoch"], args.epochs):
-            label, steps = f"stage {stage.number} epoch {epoch}", len(parts.train_batches)
-            with engine.epoch_meter(label, steps, args, run_dir, state, vars(parts), epoch_costs(args)) as meter:
-                search_data.seek(source, stage.number, epoch, meter.steps, args)
-                record = search_epoch(stage, epoch, architect, parts, meter, args)
+    stages = make_stages(args)
+    source = search_parts.open_data(args, device)
+    check_size(stages[0], source.image_size, args, device)
+    run = Run.open("search", args, utils.describe_device(device), Progress())
+    run.costs = epoch_costs(args)
+    log_start(run, source, device)
+    for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
+        # Each stage begins with fresh weights and fresh alphas.
+        architect, training = build_stage(stage, run, source, device)
+        for epoch in run.epochs_left():
+            label = f"stage {stage.number} epoch {epoch}"
+            meter = engine.Meter(label, len(training.train_batches), args.report_freq, run.seconds_left)
+            with run.epoch(meter):  # a signal, or a bad image, saves the run and the meter mid-epoch
+                search_parts.seek(source, stage.number, epoch, meter.steps, args)
+                record = search_epoch(stage, epoch, architect, training, meter, args)
                 if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
-                    record |= validate(parts.network, source, label, record)
-            save_epoch(run_dir, state, record, parts)
-            write_scalars(len(state["metrics"]) - 1, record)
-        say_how_decided(state["metrics"][-1])
-        normal, normal_probs, reduce, reduce_probs = rows = competing(state, parts.network)
+                    record |= validate(training.network, source, label, record)
+            end_epoch(run, training.network, record)
+        log_choices(run.metrics[-1])
+        # The weakest candidates of each edge are dropped; after stage 3 the strongest one becomes the cell's.
+        choices = read_choices(run.state, training.network)
         if stage.num_drop:
-            state |= {"stage": stage.number + 1, "epoch": 0,
-                      "normal": progressive.prune(normal, normal_probs, stage.num_drop),
-                      "reduce": progressive.prune(reduce, reduce_probs, stage.num_drop)}
-            if parallel.rank() == 0:
-                visualize.draw_run(run_dir)
-    genotype, restricted = progressive.derive_genotype(*rows), progressive.restrict_skip_connects(*rows)
+            start_next_stage(run, stage, choices)
     if parallel.rank() == 0:
-        report(run_dir, state, genotype, restricted, args, device)
+        report(run, choices, device)
 
 
-def search_epoch(stage: Stage, epoch: int, architect: Architect, parts: SimpleNamespace, meter: engine.Meter,
+def search_epoch(stage: Stage, epoch: int, architect: Architect, training: Training, meter: engine.Meter,
                  args: Namespace) -> dict:
-    """One pass over the training half -> its record. After warm-up every step is bilevel: alphas, then weights."""
-    network = parts.network
-    parts.optimizer.param_groups[0]["lr"] = lr = engine.cosine(
-        args.learning_rate, args.learning_rate_min, epoch, args.epochs)
+    """One pass over the weights' images -> its record. After warm-up every step is bilevel: alphas, then weights."""
+    network, optimizer = training.network, training.optimizer
+    optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
     bilevel = epoch >= args.warmup_epochs
-    pairs = ((batch, parts.valid_batches.next() if bilevel else None) for batch in parts.train_batches)
+    pairs = ((batch, training.valid_batches.next() if bilevel else None) for batch in training.train_batches)
     for (images, target), held_out in meter.rest_of(pairs):
+        # Reseeding each step makes a resumed run equal an uninterrupted one.
         utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
+        # First order: the alphas' gradient is taken at the current weights, on held-out images.
         if bilevel:
             architect.step(*held_out)
-        loss, logits = weight_step(network, parts.optimizer, images, target, args.grad_clip, parts.scaler)
+        # The weights follow, the alphas fixed.
+        loss, logits = weight_step(network, optimizer, images, target, args.grad_clip, training.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
-    parallel.share_rank0(network, buffers_only=True)  # batch norm statistics differ between ranks
-    engine.check_finite(network, meter.label)
+    parallel.broadcast(network, buffers_only=True)  # batch norm statistics differ between ranks
+    weights.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
             "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing,
-            "alpha_steps": len(parts.train_batches) * max(0, epoch + 1 - args.warmup_epochs)}
+            "alpha_steps": len(training.train_batches) * max(0, epoch + 1 - args.warmup_epochs)}
 
 
 def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,
@@ -179,74 +196,100 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     return loss.detach(), logits.detach()
 
 
-def competing(state: dict, network: Network) -> tuple:
-    """(normal candidates, their probabilities, reduction candidates, their probabilities): nested lists (14, K)."""
+def start_next_stage(run: Run, stage: Stage, choices: Choices) -> None:
+    """Prune the candidates of each edge after a stage, and draw the run so far."""
+    normal, normal_probs, reduce, reduce_probs = choices
+    run.state.normal = progressive.prune(normal, normal_probs, stage.num_drop)
+    run.state.reduce = progressive.prune(reduce, reduce_probs, stage.num_drop)
+    run.state.stage, run.next_epoch = stage.number + 1, 0
+    if parallel.rank() == 0:
+        draw_run(run.path)
+
+
+def read_choices(progress: Progress, network: Network) -> Choices:
+    """The candidates of a stage and their probabilities."""
     normal, reduce = (F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
-    return state["normal"], normal, state["reduce"], reduce
+    return Choices(progress.normal, normal, progress.reduce, reduce)
 
 
 # ---- what it needs and leaves
 
-def log_start(run_dir: Path, source: search_data.SearchData, args: Namespace, device: torch.device) -> None:
-    """Say what is searched on, and how many steps a stage takes."""
-    steps = len(source.train_batches)
-    log.info(f"{run_dir}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
+def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.device) -> None:
+    """Raise ValueError if images are too small for the stem, or so large that the stage can't fit on the device."""
+    if args.stem == "imagenet" and image_size < 32:
+        raise ValueError(f"--stem imagenet needs images of 32x32 or more, not {image_size}x{image_size}: use "
+                         "--stem cifar, or a larger --image_size")
+    memory = utils.device_memory(device)
+    images = batch_per_rank(args.batch_size, parallel.world_size()) / (1 if args.amp == "off" else 2)
+    size = image_size / (8 if args.stem == "imagenet" else 1)
+    needed = images * progressive.min_bytes(stage, size, args.grad_checkpoint)
+    if memory is not None and needed > memory:
+        instead = [hint for hint, helps in (("--stem imagenet", args.stem == "cifar" and image_size >= 32),
+                                            ("--grad_checkpoint", not args.grad_checkpoint)) if helps]
+        raise ValueError(f"stage {stage.number} needs at least {needed / 2**30:.0f} GiB of memory at "
+                         f"{image_size}x{image_size} with --stem {args.stem}, and there are {memory / 2**30:.1f}: use "
+                         f"{', '.join([*instead, 'a smaller --batch_size or --image_size'])}")
+
+
+def log_start(run: Run, source: SearchData, device: torch.device) -> None:
+    """Log what is searched on, and how many steps a stage takes."""
+    args, steps = run.args, len(source.train_batches)
+    log.info(f"{run.path}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
              f"{source.num_images[0]} training images for the weights, {source.num_images[1]} for the alphas, on "
              f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} steps "
              f"of the weights and {(args.epochs - args.warmup_epochs) * steps} of the alphas")
 
 
-def build_stage(stage: Stage, state: dict, source: search_data.SearchData, args: Namespace,
-                device: torch.device) -> tuple[Architect, SimpleNamespace]:
-    """A stage's architect, and what a checkpoint keeps (supernet, optimizers, batches), in the state that it has."""
+def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device) -> tuple[Architect, Training]:
+    """A stage's supernet, optimizers and batches, in the state that they were saved in, if they were."""
+    args = run.args
     utils.seed_everything(args.seed, stage.number)
-    network = Network(stage.channels, len(source.classes), stage.layers, state["normal"], state["reduce"],
+    network = Network(stage.channels, len(source.classes), stage.layers, run.state.normal, run.state.reduce,
                       stem=args.stem).to(device)
     network.grad_checkpoint = args.grad_checkpoint
     if args.compile:
         fast.compile_cells(network)
-    parallel.share_rank0(network)
+    parallel.broadcast(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
-    architect.scaler = scaler = utils.set_precision(network, device, args.amp)
-    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = torch.optim.SGD(weights, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
-    parts = SimpleNamespace(network=network, optimizer=optimizer, alpha_optimizer=architect.optimizer, scaler=scaler,
-                            train_batches=source.train_batches, valid_batches=source.valid_batches)
-    runs.restore(state, vars(parts))
-    return architect, parts
+    architect.scaler = scaler = utils.set_precision(network, args.amp)
+    optimizer = utils.sgd([p for name, p in network.named_parameters() if not name.startswith("alphas")], args)
+    training = Training(network, optimizer, architect.optimizer, scaler, source.train_batches, source.valid_batches)
+    run.keep(**vars(training))
+    return architect, training
 
 
 def epoch_costs(args: Namespace) -> list[float]:
-    """What each epoch of the search costs, relative to each other: an alpha step takes about 0.6 of a weight step."""
+    """The relative cost of each epoch of the search: an alpha step takes about 0.6 of a weight step."""
     return [stage.layers * stage.num_candidates * stage.channels * (1.6 if epoch >= args.warmup_epochs else 1.0)
             for stage in make_stages(args) for epoch in range(args.epochs)]
 
 
-def validate(network: Network, source: search_data.SearchData, label: str, record: dict) -> dict:
+def validate(network: Network, source: SearchData, label: str, record: dict) -> dict:
     """Loss and accuracy on the images that train the alphas, without augmentation (deviation: published with)."""
     start = time.perf_counter()
     loss, top1, _ = engine.evaluate(network, source.validation(), f"{label} validation")
     return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
-def save_epoch(run_dir: Path, state: dict, record: dict, parts: SimpleNamespace) -> None:
-    """Add to an epoch what its alphas say, and save it."""
-    normal, normal_probs, reduce, reduce_probs = competing(state, parts.network)
-    genotype = progressive.derive_genotype(normal, normal_probs, reduce, reduce_probs)
-    record |= {"skips": count_skips(genotype.normal), **progressive.measure_choices(normal_probs + reduce_probs),
-               "peak_memory_mb": utils.peak_memory_mb(parts.network.alphas_normal.device)}
+def end_epoch(run: Run, network: Network, record: dict) -> None:
+    """Add to an epoch's record what its alphas say, and save it."""
+    choices = read_choices(run.state, network)
+    genotype = progressive.derive_genotype(*choices)
+    record |= {"skips": count_skips(genotype.normal),
+               **progressive.measure_choices(choices.normal_probs + choices.reduce_probs),
+               "peak_memory_mb": utils.peak_memory_mb(network.alphas_normal.device)}
     for cell in ("normal", "reduce"):
-        name = f"stage{record['stage']}_{cell}"
-        state["alphas"].setdefault(name, []).append(getattr(parts.network, f"alphas_{cell}").detach().cpu().clone())
-        state["alphas"][f"{name}_candidates"] = state[cell]
-    runs.end_epoch(run_dir, state, record, vars(parts))
+        name, alphas = f"stage{record['stage']}_{cell}", getattr(network, f"alphas_{cell}")
+        run.state.alphas.setdefault(name, []).append(alphas.detach().cpu().clone())
+        run.state.alphas[f"{name}_candidates"] = getattr(run.state, cell)
+    run.end_epoch(record)
 
 
-def say_how_decided(record: dict) -> None:
-    """Log at the end of a stage, whose last record is given, what its choices are worth."""
-    if "lead" in record:  # not in runs from before it was measured
+def log_choices(record: dict) -> None:
+    """Log how decided the choices of a stage are, from its last record."""
+    if "lead" in record:  # older runs lack it
         log.info(f"stage {record['stage']}: {progressive.describe_choices(record)}")
-        if progressive.next_to_chance(record):
+        if progressive.near_chance(record):
             log.info(progressive.ADVICE)
 
 
@@ -259,23 +302,23 @@ def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> d
             "multiply_adds": utils.count_multiply_adds(network, size), "genotype": genotype._asdict()}
 
 
-def report(run_dir: Path, state: dict, genotype: Genotype, restricted: dict[int, Genotype], args: Namespace,
-           device: torch.device) -> None:
-    """Write genotypes.json (all limits M that matter, with sizes) and genotype.json (recommended); say what is next."""
+def report(run: Run, choices: Choices, device: torch.device) -> None:
+    """Write genotypes.json (every limit M that matters) and genotype.json (recommended), and log what is next."""
+    args, max_skip = run.args, run.args.max_skip
+    genotype, restricted = progressive.derive_genotype(*choices), progressive.restrict_skip_connects(*choices)
     table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
-    runs.write_file(run_dir / "genotypes.json", json.dumps(table, indent=1).encode())
-    chosen = progressive.recommended(genotype, restricted, args.max_skip)
-    genotypes.save(chosen, run_dir / "genotype.json")
+    write_file(run.path / "genotypes.json", json.dumps(table, indent=1).encode())
+    chosen = progressive.recommended(genotype, restricted, max_skip)
+    genotypes.save(chosen, run.path / "genotype.json")
     for row in table:
         name = "unrestricted" if row["max_skip"] is None else f"M = {row['max_skip']}"
         log.info(f"{name}: {row['skips']} skip-connects, "
                  f"{row['parameters'] / 1e6:.2f}M parameters, {row['multiply_adds'] / 1e6:.1f}M multiply-adds")
-    log.info(f"pictures: {visualize.draw_run(run_dir)}")
-    log.info(f"genotype (at most {args.max_skip} skip-connects): {chosen}")
-    hours = sum(record["seconds"] for record in state["metrics"]) * parallel.world_size() / 3600
-    kind = "CPU" if device.type == "cpu" else "GPU"
+    log.info(f"pictures: {draw_run(run.path)}")
+    log.info(f"genotype (at most {max_skip} skip-connects): {chosen}")
+    hours, kind = run.device_hours(), "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")
-    log.info(f"train it: {training_command(run_dir, vars(args))}")
+    log.info(f"train it: {training_command(run.path, vars(args))}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """Devices, precision, seeds, and counting: time, memory, parameters, multiply-adds."""
+import contextlib
 import copy
 import os
 import platform
 import sys
+from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-import folders
-import parallel
+from harness import launchers, parallel
 
 try:
     import resource
@@ -33,7 +34,7 @@ def pick_device(name: str | None, deterministic: bool) -> torch.device:
             raise RuntimeError
     except (RuntimeError, AssertionError):  # no such name; torch built without it
         raise ValueError(f"--device {name} can't be used here: leave it out, or say cpu") from None
-    if device.type == "cuda" and parallel.launched():
+    if device.type == "cuda" and launchers.launched():
         # A launcher may show each process its own GPU only; that two share one is seen when they join.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
@@ -60,13 +61,19 @@ def derive_seed(*words: int) -> int:
     return int(numpy.random.SeedSequence(words).generate_state(1)[0])
 
 
-def set_precision(network: nn.Module, device: torch.device, amp: str) -> torch.amp.GradScaler:
+def set_precision(network: nn.Module, amp: str) -> torch.amp.GradScaler:
     """Put the network's forward under autocast ("off", "bf16" or "fp16"); returns the gradient scaler to go with it."""
+    device = network.classifier.weight.device
     if amp != "off":
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         forward = torch.autocast(device.type, dtype)(network.forward)
         network.forward = lambda images: tree_map_only(Tensor, Tensor.float, forward(images))  # losses are float32's
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+def sgd(parameters, args) -> torch.optim.SGD:
+    """The optimizer of the weights, as the options say."""
+    return torch.optim.SGD(parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, grad_clip: float) -> None:
@@ -96,7 +103,21 @@ def device_memory(device: torch.device) -> int | None:
     """Bytes of memory that a device has, of the CPU's what is free; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return folders.free_memory() if device.type == "cpu" else None
+    return free_memory() if device.type == "cpu" else None
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that a process may still have, by Linux and its container's limit; None where unknown."""
+    known = []
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        known.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # no container, no limit: "max"
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(known, default=None)
 
 
 def count_parameters(network: nn.Module, auxiliary: bool = False) -> int:

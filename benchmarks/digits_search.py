@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import machine
 from search_step import plain_step
 
-import cli
 import train_search
 from architect import Architect
+from harness import cli
 from model_search import Network
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
 
-import cli
 import genotypes
+from harness import cli
 from model import NetworkCIFAR
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
-import data
+from harness import cli
+from input_pipeline import DataSet, load
 
 
 def first_of_each_class(target: torch.Tensor, n: int) -> list[int]:
@@ -28,7 +28,7 @@ def write_idx(path: Path, values: torch.Tensor) -> None:
     path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
 
 
-def write_subset(full: data.DataSet, folder: Path, train: int, test: int) -> None:
+def write_subset(full: DataSet, folder: Path, train: int, test: int) -> None:
     """The first images of each class, so many in all, as idx files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, images, target, n in (("train", full.train_images, full.train_target, train),
@@ -38,7 +38,7 @@ def write_subset(full: data.DataSet, folder: Path, train: int, test: int) -> Non
         write_idx(folder / f"{name}-labels-idx1-ubyte", target[chosen])
 
 
-def write_tree(full: data.DataSet, folder: Path, train: int, test: int) -> None:
+def write_tree(full: DataSet, folder: Path, train: int, test: int) -> None:
     """The same images as PNG files in train/CLASS and val/CLASS."""
     for split, images, target, n in (("train", full.train_images, full.train_target, train),
                                      ("val", full.test_images, full.test_target, test)):
@@ -58,7 +58,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args) -> None:
-    full = data.load("fashion_mnist", "data", image_size=28)
+    full = load("fashion_mnist", "data", image_size=28)
     (write_tree if args.tree else write_subset)(full, args.out, args.train, args.test)
 
 

@@ -35,10 +35,12 @@ from steps import (
     seconds_of,
 )
 
-import cli
-import data
-import tables
 import utils
+from harness import cli
+from input_pipeline import DataSet
+from input_pipeline.batches import Batches
+from input_pipeline.sets import CIFAR_STATS
+from reporting import tables
 from train_search import weight_step
 
 SIZES = {"cuda": {"channels": 16, "image_size": 32, "batch_size": 96, "cells": (5, 11, 17), "evaluation_channels": 36,
@@ -223,8 +225,8 @@ def add_compiled(report: Report, args: argparse.Namespace) -> None:
 def pipeline_rate(batch_size: int, row: dict, args: argparse.Namespace) -> dict:
     images = torch.randint(256, (args.train_images, 3, 32, 32), dtype=torch.uint8)
     target = torch.randint(10, (len(images),))
-    dataset = data.DataSet(images, target, images, target, list("0123456789"), *data.CIFAR_STATS["cifar10"], flip=True)
-    batches = data.Batches(images, target, batch_size, dataset, args.device, seed=0, cutout=16)
+    dataset = DataSet(images, target, images, target, list("0123456789"), *CIFAR_STATS["cifar10"], flip=True)
+    batches = Batches(images, target, batch_size, dataset, args.device, seed=0, cutout=16)
     rate = batch_size / seconds_of(lambda _: batches.next(), (torch.zeros(1, device=args.device),), args)
     note = f"{rate / row['images_per_second']:.1f} times what a step takes" if row["images_per_second"] else None
     return {"images_per_second": rate, "note": note}
@@ -252,7 +254,7 @@ def main(args: argparse.Namespace) -> None:
     add_sanity(report, args)
     add_steps(report, args, NEEDED, optional=False)
     for batch_size, step in ((args.batch_size, "stage 1 weight"), (args.evaluation_batch_size, "evaluation training")):
-        report.add(f"input, batch {batch_size}", "data.Batches",
+        report.add(f"input, batch {batch_size}", "Batches",
                    attempt(pipeline_rate, batch_size, report.find(step, "fast"), args))
     add_steps(report, args, OPTIONAL, optional=True)
     add_profiles(report, args)

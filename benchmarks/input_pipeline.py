@@ -15,8 +15,10 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import file_to_write, machine, write_json
 
-import cli
-import data
+from harness import cli
+from input_pipeline import DataSet
+from input_pipeline.batches import Batches
+from input_pipeline.sets import CIFAR_STATS
 
 BATCH, CUTOUT, REPEATS = 96, 16, 9
 
@@ -38,10 +40,10 @@ def get_args_parser() -> cli.Parser:
 def main(args) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    mean, std = data.CIFAR_STATS["cifar10"]
+    mean, std = CIFAR_STATS["cifar10"]
     images, target = torch.randint(256, (9600, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (9600,))
-    dataset = data.DataSet(images, target, images, target, list("0123456789"), mean, std, flip=True)
-    batches = data.Batches(images, target, BATCH, dataset, "cpu", seed=0, cutout=CUTOUT)
+    dataset = DataSet(images, target, images, target, list("0123456789"), mean, std, flip=True)
+    batches = Batches(images, target, BATCH, dataset, "cpu", seed=0, cutout=CUTOUT)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images[:BATCH]]
     transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(),
                             v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), cutout])

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import file_to_write, machine, seconds, write_json
 
-import cli
-import data
 import export
 import genotypes
 import hubconf
-import imagenet
+from harness import cli
+from input_pipeline import imagenet
+from input_pipeline.sets import describe
 
 NETWORKS = {"CIFAR, 36 x 20": (hubconf.pdarts_cifar, 32), "ImageNet, 48 x 14": (hubconf.pdarts_imagenet, 224)}
 
@@ -64,7 +64,7 @@ def measure(network: nn.Module, size: int, genotype: genotypes.Genotype, folder:
     settle(network, torch.randn(8, 3, size, size))
     images, result = torch.randn(4, 3, size, size), {}
     program = export.trace(network, images)
-    about = data.describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
+    about = describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
     for suffix in export.FORMS:
         path = folder / f"{size}.{suffix}"
         difference = export.export(suffix, path, network, program, images, about | {"genotype": genotype._asdict()})

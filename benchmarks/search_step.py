@@ -23,10 +23,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
 
-import cli
 import utils
 from architect import Architect
 from genotypes import PRIMITIVES
+from harness import cli
 from model_search import Network
 from train_search import weight_step
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
-import runs
-import tables
 from genotypes import PRIMITIVES
+from harness import cli, records
+from reporting import tables
 
 CELLS = ("normal", "reduce")
 
@@ -39,9 +38,9 @@ def main(args: Namespace) -> None:
     if len(paths) < 2:
         raise ValueError(f"{', '.join(args.run_dirs)} is one search: name two or more to compare")
     for path in paths:
-        if (kind := runs.read_args(path)["kind"]) != "search":
+        if (kind := records.read_args(path)["kind"]) != "search":
             raise ValueError(f"{path.name} is a run of kind {kind}, which has no alphas: name searches")
-    searches = [[runs.read_alphas(path)[f"stage1_{cell}"] for cell in CELLS] for path in paths]
+    searches = [[records.read_alphas(path)[f"stage1_{cell}"] for cell in CELLS] for path in paths]
     lengths = sorted({len(alphas) for search in searches for alphas in search})
     if len(lengths) > 1:
         raise ValueError(f"stage 1 has {' and '.join(map(str, lengths))} epochs in these searches: compare searches of "

@@ -12,10 +12,9 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
 import compare
-import runs
-from runs import log
+from harness import cli, records
+from harness.log import log
 
 RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
 
@@ -38,7 +37,7 @@ def main(args: Namespace) -> None:
         for name in RECORDS:
             if (run["path"] / name).exists():
                 shutil.copyfile(run["path"] / name, folder / name)
-        record = runs.read_args(run["path"])
+        record = records.read_args(run["path"])
         python, script, *options = shlex.split(record["command"])
         record["command"] = shlex.join([python, Path(script).name, *options])
         (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
-import data
 import model_search
 import train_search
+from harness import cli
+from input_pipeline import DataSet, search_parts
 from operations import SepConv
 
 CONTROLS = ("plain", "shuffled-labels", "swapped-halves", "noise", "twin")
@@ -42,7 +42,7 @@ def first_stage_alone(args: Namespace) -> list:
     return [dataclasses.replace(stages(args)[0], num_drop=0)]
 
 
-def load_shuffled(*args, **options) -> data.DataSet:
+def load_shuffled(*args, **options) -> DataSet:
     dataset = load(*args, **options)
     order = torch.randperm(len(dataset.train_target), generator=torch.Generator().manual_seed(0))
     return dataset._replace(train_target=dataset.train_target[order])
@@ -55,16 +55,17 @@ def planted(make):
     return build_planted
 
 
-stages, load, split, build = train_search.make_stages, data.load, data.search_split, model_search.build
+stages, load, split, build = (train_search.make_stages, search_parts.load, search_parts.search_split,
+                              model_search.build)
 
 
 def apply(control: str) -> None:
     """Change the search, in this process, into a control."""
     train_search.make_stages = first_stage_alone
     if control == "shuffled-labels":
-        data.load = load_shuffled
+        search_parts.load = load_shuffled
     elif control == "swapped-halves":
-        data.search_split = lambda *args: split(*args)[::-1]
+        search_parts.search_split = lambda *args: split(*args)[::-1]
     elif control == "noise":
         model_search.build = planted(lambda C, stride: Noise(stride))
     elif control == "twin":

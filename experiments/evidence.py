@@ -26,18 +26,18 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
 import compare
-import data
-import folders
 import genotypes
 import progressive
-import runs
-import tables
 from benchmarks.fashion_subset import write_subset
 from experiments import matrix
 from experiments.matrix import Setting, Step
-from runs import log
+from harness import cli, records
+from harness.files import replace_file
+from harness.log import log
+from harness.runs import load_checkpoint
+from input_pipeline import folders, load
+from reporting import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,7 +108,7 @@ def make_out(out: Path, name: str, setting: Setting) -> None:
     """Make what --out lacks."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "settings.json").exists():
-        runs.replace_file(out / "settings.json", json.dumps(identity(name, setting)).encode())
+        replace_file(out / "settings.json", json.dumps(identity(name, setting)).encode())
     for folder in ("runs", "controls", "cells", "supernets", "output"):
         (out / folder).mkdir(exist_ok=True)
 
@@ -141,7 +141,7 @@ def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
         if not folder.exists():
             half_written = folder.with_name("data.tmp")
             shutil.rmtree(half_written, ignore_errors=True)
-            write_subset(data.load("fashion_mnist", root or "data", image_size=28), half_written, *setting.images)
+            write_subset(load("fashion_mnist", root or "data", image_size=28), half_written, *setting.images)
             half_written.rename(folder)
         for name, n in zip(("train", "t10k"), setting.images):  # the reader would take Debian's instead, all of it
             for path, size in ((f"{name}-images-idx3-ubyte", 16 + n * 28 * 28), (f"{name}-labels-idx1-ubyte", 8 + n)):
@@ -158,7 +158,7 @@ def prepare_data(out: Path, setting: Setting, root: str | None) -> None:
             check_tree(folder, setting)
             return
         for name in setting.data:  # before many processes download it at once
-            data.load(name, str(folder))
+            load(name, str(folder))
 
 
 def check_tree(folder: Path, setting: Setting) -> None:
@@ -206,7 +206,7 @@ def check_run(out: Path, step: Step) -> None:
         return
     if tuple(shlex.split(str(run.get("command")))[2:]) != step.command[1:]:
         raise ValueError(f"{run['path']} was made with other options than this setting's: move it away")
-    if not is_finished(run) and runs.load_checkpoint(run["path"], run["kind"]) is None and run["metrics"]:
+    if not is_finished(run) and load_checkpoint(run["path"], run["kind"]) is None and run["metrics"]:
         raise ValueError(f"{run['path']} has lost its checkpoint.pt: move it away, to begin it anew")
     write_cells(out, step)
 
@@ -219,7 +219,7 @@ def write_cells(out: Path, step: Step) -> None:
     cells = {step.name: run["genotype"]}
     if "-pdarts-" in step.name:
         cells[step.name.replace("-pdarts-", "-one-stage-")] = progressive.first_stage_genotype(
-            runs.read_alphas(run["path"]), run["args"]["max_skip"])
+            records.read_alphas(run["path"]), run["args"]["max_skip"])
         for dealing in range(2):
             cells[f"{step.name.replace('-pdarts-', '-dealt-')}-{dealing}"] = deal(run["genotype"], dealing)
     for name, genotype in cells.items():
@@ -245,7 +245,7 @@ def keep_supernet(out: Path, step: Step) -> None:
     run, path = find_run(out, step), out / "supernets" / f"{step.name}.pt"
     wanted = "-pdarts-" in step.name and step.part == "search" and run and not path.exists()
     if wanted and len(run["metrics"]) == run["args"]["epochs"]:  # at its first stage's end; the second's saves later
-        runs.replace_file(path, (run["path"] / "checkpoint.pt").read_bytes())
+        replace_file(path, (run["path"] / "checkpoint.pt").read_bytes())
 
 
 def is_ready(out: Path, step: Step) -> bool:

@@ -12,9 +12,9 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli
 import compare
-import tables
+from harness import cli
+from reporting import tables
 
 TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv", "dil_conv", "edges from inputs")
 

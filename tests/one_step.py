@@ -8,9 +8,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import engine
 import genotypes
-import parallel
 import train_cifar
 from architect import Architect
+from harness import parallel
 from model import NetworkCIFAR
 from model_search import Network
 from train_search import weight_step
@@ -41,7 +41,7 @@ def main(out: str) -> None:
 
     network = NetworkCIFAR(4, 10, 3, True, genotypes.load("PDARTS")).double()
     args = train_cifar.get_args_parser().parse_args(["--grad_clip", "1e9"])
-    trained, scaler = engine.prepare(network, torch.device("cpu"), args)
+    trained, scaler = engine.prepare(network, args)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

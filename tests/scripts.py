@@ -4,7 +4,6 @@ A script takes seconds to import torch and more to draw its pictures, and the te
 fork them from a server that has imported it, and save sketches; `run_fresh` starts an interpreter, as a shell does.
     python tests/scripts.py SCRIPT OPTIONS...  # what other programs start with sketches
 """
-import importlib
 import json
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def be(argv: list[str]) -> None:
     """Be `python argv...`, with sketches for pictures."""
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
-    importlib.import_module("visualize").Figure.savefig = sketch
+    Figure.savefig = sketch
     runpy.run_path(argv[0], run_name="__main__")
 
 

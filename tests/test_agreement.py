@@ -56,7 +56,7 @@ def test_a_line_is_a_mean_over_all_pairs(tmp_path):
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "one search"),
                                                  (["a", "longer"], 1, "1 and 2 epochs"),
-                                                 (["a", "nowhere"], 1, "nowhere is no run"),
+                                                 (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
                                                  (["a", "damaged"], 1, "damaged/alphas.npz")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
 import compare
 import genotypes
-from runs import log
+from harness import cli
+from harness.log import log
 
 ROOT = Path(__file__).parent.parent
 FOUND = genotypes.load("random:3")
@@ -325,7 +325,7 @@ def test_a_picture_of_nothing_trained_is_refused(tmp_path, monkeypatch, capsys):
     assert exit.value.code == 1 and "--plot" in capsys.readouterr().err and not (tmp_path / "dots.svg").exists()
 
 
-@pytest.mark.parametrize("words, status, text", [([], 2, "required"), (["."], 1, ". is no run"),
+@pytest.mark.parametrize("words, status, text", [([], 2, "required"), (["."], 1, ". is not a run"),
                                                  (["--jsn", "."], 2, "did you mean --json"),
                                                  ([".", "--json", "--latex"], 2, "not allowed with"),
                                                  ([".", "--plot", "dots.pdf"], 2, "must end in .svg or .png")])
@@ -340,7 +340,7 @@ def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"args": 3}'])
 def test_a_directory_without_a_readable_record_is_no_run(content, tmp_path):
     (tmp_path / "args.json").write_text(content)
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         compare.compare([str(tmp_path)])
 
 

@@ -14,21 +14,21 @@ from PIL import Image
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import data
-import imagenet
-import sets
+from input_pipeline import DataSet, batches, imagenet, load, sets
+from input_pipeline.batches import Batches, batch_per_rank, eval_batches, normalise, windows
+from input_pipeline.search_parts import search_split
 
 
 def random_set(n=96, channels=3, size=32, flip=True):
     g = torch.Generator().manual_seed(1)
     images = torch.randint(256, (n, channels, size, size), generator=g).to(torch.uint8)
     stats = ((.5, .4, .3), (.25, .2, .3)) if channels == 3 else ((.4,), (.3,))
-    return data.DataSet(images, torch.arange(n), images[:11], torch.arange(11), ["a"], *stats, flip)
+    return DataSet(images, torch.arange(n), images[:11], torch.arange(11), ["a"], *stats, flip)
 
 
 def make_batches(dataset, batch_size=24, **options):
     options = {"device": "cpu", "seed": 3, **options}
-    return data.Batches(dataset.train_images, dataset.train_target, batch_size, dataset, **options)
+    return Batches(dataset.train_images, dataset.train_target, batch_size, dataset, **options)
 
 
 def one_error_line(error):
@@ -76,7 +76,7 @@ def test_every_crop_of_first_and_last_image():
         padded = torch.nn.functional.pad(dataset.train_images[index], (4, 4, 4, 4))
         for image, y, x in zip(images, top, left, strict=True):
             crop = padded[:, y:y + size, x:x + size]
-            torch.testing.assert_close(image, data.normalise(crop[None], dataset)[0], rtol=0, atol=0)
+            torch.testing.assert_close(image, normalise(crop[None], dataset)[0], rtol=0, atol=0)
 
 
 def chi_square(counts):
@@ -201,7 +201,7 @@ def test_impossible_batches_are_refused(batch_size, world_size, n):
 @pytest.mark.parametrize("world_size", [1, 2, 8])
 def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
     write_tree(tmp_path)
-    for make in (lambda size: data.share(size, world_size), lambda size: loaders(tmp_path, 0, size, 0, world_size),
+    for make in (lambda size: batch_per_rank(size, world_size), lambda size: loaders(tmp_path, 0, size, 0, world_size),
                  lambda size: make_batches(random_set(50), size, world_size=world_size)):
         with pytest.raises(ValueError) as error:
             make(world_size)
@@ -224,7 +224,7 @@ def test_one_image_per_process_can_be_evaluated(tmp_path):
 def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size, flip, monkeypatch):
     dataset = random_set(100, channels, size, flip)
     resident = make_batches(dataset, cutout=4)
-    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    monkeypatch.setattr(batches, "fits", lambda size, device: False)
     carried = make_batches(dataset, cutout=4)
     assert resident.resident and not carried.resident and carried.flat.device.type == "cpu"
     for _ in range(7):
@@ -233,14 +233,14 @@ def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size,
 
 def test_images_fit_a_gpu_that_has_room_for_twice_as_much(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))  # free, all
-    assert data.fits(500, "cuda") and data.fits(500, torch.device("cuda", 1)) and not data.fits(501, "cuda")
-    assert data.fits(10 ** 15, "cpu")
+    assert batches.fits(500, "cuda") and batches.fits(500, torch.device("cuda", 1)) and not batches.fits(501, "cuda")
+    assert batches.fits(10 ** 15, "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_images_that_do_not_fit_a_gpu_come_out_of_pinned_memory(monkeypatch):
     resident = make_batches(random_set(100), device="cuda")
-    monkeypatch.setattr(data, "fits", lambda size, device: False)
+    monkeypatch.setattr(batches, "fits", lambda size, device: False)
     carried = make_batches(random_set(100), device="cuda")
     assert carried.flat.is_pinned()
     for _ in range(7):
@@ -254,7 +254,7 @@ def test_evaluation_counts_every_sample_once(world_size, n):
     images, target = dataset.train_images, dataset.train_target
     seen = []
     for rank in range(world_size):
-        for x, y in data.eval_batches(images, target, 4, dataset, "cpu", rank, world_size):
+        for x, y in eval_batches(images, target, 4, dataset, "cpu", rank, world_size):
             expected = torchvision.transforms.functional.normalize(images[y] / 255, dataset.mean, dataset.std)
             torch.testing.assert_close(x, expected, rtol=0, atol=2e-6)
             seen += y.tolist()
@@ -263,7 +263,7 @@ def test_evaluation_counts_every_sample_once(world_size, n):
 
 def test_grey_evaluation_batches_have_three_channels():
     dataset = random_set(5, channels=1)
-    (x, _), = data.eval_batches(dataset.train_images, dataset.train_target, 8, dataset, "cpu")
+    (x, _), = eval_batches(dataset.train_images, dataset.train_target, 8, dataset, "cpu")
     assert x.shape == (5, 3, 32, 32) and torch.equal(x[:, 0], x[:, 2])
 
 
@@ -283,17 +283,17 @@ def test_gather_of_other_devices_equals_the_windows_of_the_cpu():
 
         def __getitem__(self, index):
             return flat[index]
-    assert torch.equal(data.windows(Elsewhere(), start, 100), data.windows(flat, start, 100))
+    assert torch.equal(windows(Elsewhere(), start, 100), windows(flat, start, 100))
 
 
 def test_search_split_is_the_stored_order():
     dataset = random_set(11)
-    (images, target), (rest, rest_target) = data.search_split(dataset, .5)  # floor(5.5) = 5, as published
+    (images, target), (rest, rest_target) = search_split(dataset, .5)  # floor(5.5) = 5, as published
     assert torch.equal(torch.cat([images, rest]), dataset.train_images) and len(images) == 5
     assert torch.equal(target, torch.arange(5)) and torch.equal(rest_target, torch.arange(5, 11))
     for portion in (0, 1, 1.5, -.1):
         with pytest.raises(ValueError) as error:
-            data.search_split(dataset, portion)
+            search_split(dataset, portion)
         one_error_line(error)
 
 
@@ -321,7 +321,7 @@ def any_md5(monkeypatch):
                                         ("svhn", "train_32x32.mat"), ("fashion_mnist", "train-images-idx3-ubyte")])
 def test_missing_files_are_named(name, file, tmp_path, offline):
     with pytest.raises(OSError) as error:
-        data.load(name, str(tmp_path))
+        load(name, str(tmp_path))
     message = one_error_line(error)
     assert file in message and str(tmp_path) in message and "no internet" in message
 
@@ -346,7 +346,7 @@ def test_cifar_from_files_of_the_published_layout(name, tmp_path, any_md5):
     else:
         *train, test = write_cifar(tmp_path / "cifar-100-python", {"train": 20, "test": 3}, "fine_labels", 100,
                                    ("meta", "fine_label_names"))
-    got = data.load(name, str(tmp_path))
+    got = load(name, str(tmp_path))
     pixels = np.concatenate([pixels for pixels, _ in train]).reshape(-1, 3, 32, 32)  # red, green, blue planes
     assert got.train_images.dtype == torch.uint8 and np.array_equal(got.train_images.numpy(), pixels)
     assert got.train_target.dtype == torch.int64 and got.train_target.tolist() == [y for _, ys in train for y in ys]
@@ -355,7 +355,7 @@ def test_cifar_from_files_of_the_published_layout(name, tmp_path, any_md5):
     spec = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
             "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}[name]
     assert (got.mean, got.std) == spec
-    assert data.load(name, str(tmp_path), 16).train_images.shape == (20, 3, 16, 16)
+    assert load(name, str(tmp_path), 16).train_images.shape == (20, 3, 16, 16)
 
 
 def test_svhn_from_mat_files(tmp_path, any_md5):
@@ -363,7 +363,7 @@ def test_svhn_from_mat_files(tmp_path, any_md5):
     images = np.random.default_rng(0).integers(256, size=(32, 32, 3, 6), dtype=np.uint8)
     for split in ("train", "test"):
         savemat(tmp_path / f"{split}_32x32.mat", {"X": images, "y": np.array([[1], [10], [3], [9], [5], [2]])})
-    got = data.load("svhn", str(tmp_path))
+    got = load("svhn", str(tmp_path))
     assert np.array_equal(got.train_images.numpy(), images.transpose(3, 2, 0, 1))
     assert got.train_target.tolist() == [1, 0, 3, 9, 5, 2] and got.train_target.dtype == torch.int64
     assert not got.flip and len(got.classes) == 10
@@ -389,12 +389,12 @@ def write_fashion_mnist(folder, packed):
 def test_fashion_mnist_from_idx_files(place, packed, tmp_path, offline, monkeypatch):
     monkeypatch.setattr(sets, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
     images, labels = write_fashion_mnist(tmp_path / place, packed)
-    got = data.load("fashion_mnist", str(tmp_path))
+    got = load("fashion_mnist", str(tmp_path))
     assert got.train_images.shape == (12, 1, 32, 32) and got.train_target.tolist() == labels.tolist()
     assert np.array_equal(got.train_images[:, 0].numpy(), np.pad(images, ((0, 0), (2, 2), (2, 2))))
     np.testing.assert_allclose(got.mean[0], got.train_images.numpy().mean() / 255, atol=1e-5)
-    assert np.array_equal(data.load("fashion_mnist", str(tmp_path), 28).test_images[:, 0].numpy(), images)
-    assert data.load("fashion_mnist", str(tmp_path), 16).test_images.shape == (12, 1, 16, 16)
+    assert np.array_equal(load("fashion_mnist", str(tmp_path), 28).test_images[:, 0].numpy(), images)
+    assert load("fashion_mnist", str(tmp_path), 16).test_images.shape == (12, 1, 16, 16)
 
 
 def test_damaged_idx_file_is_named(tmp_path, offline):
@@ -402,20 +402,20 @@ def test_damaged_idx_file_is_named(tmp_path, offline):
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError) as error:
-        data.load("fashion_mnist", str(tmp_path))
+        load("fashion_mnist", str(tmp_path))
     assert str(path) in one_error_line(error)
 
 
 @pytest.mark.skipif(not Path(sets.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
 def test_real_fashion_mnist(tmp_path):
-    got = data.load("fashion_mnist", str(tmp_path), 28)
+    got = load("fashion_mnist", str(tmp_path), 28)
     assert got.train_images.shape == (60000, 1, 28, 28) and got.test_images.shape == (10000, 1, 28, 28)
     assert got.train_target.bincount().tolist() == [6000] * 10 and got.test_target.bincount().tolist() == [1000] * 10
     assert got.mean[0] == pytest.approx(.2860, abs=1e-4) and got.std[0] == pytest.approx(.3530, abs=1e-4)
 
 
 def test_digits():
-    got, again = data.load("digits", ""), data.load("digits", "")
+    got, again = load("digits", ""), load("digits", "")
     assert got.train_images.shape == (1297, 1, 8, 8) and got.test_images.shape == (500, 1, 8, 8) and not got.flip
     assert all(map(torch.equal, got[:4], again[:4]))
     from sklearn.datasets import load_digits
@@ -424,14 +424,14 @@ def test_digits():
         assert (target.bincount() - torch.from_numpy(np.bincount(digits.target)) * share).abs().max() < 1  # stratified
     both = torch.cat([got.train_images, got.test_images]).flatten(1).numpy()
     assert sorted(map(bytes, both)) == sorted(map(bytes, np.rint(digits.data * 255 / 16).astype(np.uint8)))
-    assert all(len(target.unique()) == 10 for _, target in data.search_split(got, .5))
-    assert data.load("digits", "", 32).train_images.shape == (1297, 1, 32, 32)
+    assert all(len(target.unique()) == 10 for _, target in search_split(got, .5))
+    assert load("digits", "", 32).train_images.shape == (1297, 1, 32, 32)
 
 
 @pytest.mark.parametrize("name, size", [("mnist", None), ("digits", 7), ("folder", 0)])
 def test_unknown_name_and_too_small_images_are_refused(name, size, tmp_path):
     with pytest.raises(ValueError) as error:
-        data.load(name, str(tmp_path), size)
+        load(name, str(tmp_path), size)
     one_error_line(error)
 
 
@@ -450,15 +450,15 @@ def write_tree(root, train=5, val=3, classes=("cat", "dog"), val_name="val", sha
 
 @pytest.mark.parametrize("val_name", ["val", "test"])
 def test_folder(tmp_path, val_name):
-    got = data.load("folder", str(write_tree(tmp_path, train=20, val_name=val_name)))
+    got = load("folder", str(write_tree(tmp_path, train=20, val_name=val_name)))
     assert got.train_images.shape == (40, 3, 32, 32) and got.test_images.shape == (6, 3, 32, 32)
     assert got.classes == ["cat", "dog"] and got.flip and len(got.mean) == 3
     bright = got.train_images.float().mean((1, 2, 3)) > 70  # the dogs
     assert torch.equal(bright.long(), got.train_target) and got.train_target.sum() == 20
-    assert all(3 <= target.sum() <= 17 for _, target in data.search_split(got, .5))  # both classes in each half
-    again = data.load("folder", str(tmp_path))
+    assert all(3 <= target.sum() <= 17 for _, target in search_split(got, .5))  # both classes in each half
+    again = load("folder", str(tmp_path))
     assert all(map(torch.equal, got[:4], again[:4]))
-    assert data.load("folder", str(tmp_path), 8).test_images.shape == (6, 3, 8, 8)
+    assert load("folder", str(tmp_path), 8).test_images.shape == (6, 3, 8, 8)
 
 
 def test_folder_takes_the_centre_and_other_modes(tmp_path):
@@ -466,7 +466,7 @@ def test_folder_takes_the_centre_and_other_modes(tmp_path):
     pixels = np.zeros((32, 64), np.uint8)
     pixels[:, 16:48] = np.arange(32)
     Image.fromarray(pixels).save(tmp_path / "val/cat/0.png")  # grey, 64 wide, 32 high
-    got = data.load("folder", str(tmp_path))
+    got = load("folder", str(tmp_path))
     assert torch.equal(got.test_images[0], torch.arange(32).expand(3, 32, 32).to(torch.uint8))
 
 
@@ -505,13 +505,13 @@ BAD_TREES = ["no train", "no val", "empty", "class without images", "class only 
 def test_bad_folders_are_refused(how, tmp_path):
     kind, word = spoil(tmp_path, how)
     with pytest.raises(kind) as error:
-        data.load("folder", str(tmp_path))
+        load("folder", str(tmp_path))
     assert word in one_error_line(error)
 
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        data.load("folder", str(tmp_path / "absent"))
+        load("folder", str(tmp_path / "absent"))
     assert "absent" in one_error_line(error)
 
 

@@ -1,21 +1,21 @@
 """The time to come, by hand-computed values."""
 import pytest
 
-from engine import in_words, time_to_come
+from harness.runs import in_words, seconds_left
 
 
 def test_before_the_first_epoch_ends_its_steps_tell():
-    assert time_to_come([1, 1, 1, 1], [], fraction=0.25, elapsed=5) == 75  # a quarter took 5 s
-    assert time_to_come([2, 3, 3], [], fraction=0.5, elapsed=10) == 70  # 10 s a unit, 7 units to come
+    assert seconds_left([1, 1, 1, 1], [], fraction=0.25, elapsed=5) == 75  # a quarter took 5 s
+    assert seconds_left([2, 3, 3], [], fraction=0.5, elapsed=10) == 70  # 10 s a unit, 7 units to come
 
 
 def test_later_the_epochs_tell_in_proportion_to_what_they_cost():
-    assert time_to_come([1, 1, 3], [10, 10]) == 30
-    assert time_to_come([1, 1, 3], [10, 10], fraction=2 / 3, elapsed=99) == pytest.approx(10)
+    assert seconds_left([1, 1, 3], [10, 10]) == 30
+    assert seconds_left([1, 1, 3], [10, 10], fraction=2 / 3, elapsed=99) == pytest.approx(10)
 
 
 def test_only_the_last_five_epochs_tell():
-    assert time_to_come([1] * 8, [1000, 2, 2, 2, 2, 2]) == 4
+    assert seconds_left([1] * 8, [1000, 2, 2, 2, 2, 2]) == 4
 
 
 def test_a_search_counts_all_its_stages():

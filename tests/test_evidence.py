@@ -142,7 +142,7 @@ def test_a_missing_data_set_is_refused(tmp_path):
 
 
 def test_a_corrected_folder_of_data_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence.data, "load", lambda name, root: None)
+    monkeypatch.setattr(evidence, "load", lambda name, root: None)
     monkeypatch.chdir(tmp_path)
     out, paper = tmp_path / "out", matrix.SETTINGS["paper"]
     evidence.make_out(out, "paper", paper)

@@ -15,9 +15,8 @@ from PIL import Image
 from scripts import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import data
-import folders
-import imagenet
+import utils
+from input_pipeline import folders, imagenet, load
 
 CASES = Path(__file__).parent / "cases" / "images"
 
@@ -137,7 +136,7 @@ def test_pillow_adds_no_warnings(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "cut.tif", compression="tiff_lzw")
     (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:60])
     (tmp_path / "read.py").write_text(
-        "import sys\nfrom PIL import Image\nimport folders\nImage.MAX_IMAGE_PIXELS = 40  # the cases have 64\n"
+        "import sys\nfrom PIL import Image\nfrom input_pipeline import folders\nImage.MAX_IMAGE_PIXELS = 40  # the cases have 64\n"
         "folders.read_image(sys.argv[1])\ntry:\n    folders.read_image(sys.argv[2])\n"
         "except folders.ImageError as error:\n    print(error)\n")
     outcome = run(tmp_path / "read.py", CASES / "rgba.png", tmp_path / "cut.tif")
@@ -239,11 +238,11 @@ def write_tree(root, train=("ant", "bee", "cow"), val=None, count=2):
 @pytest.mark.parametrize("place", ["train", "train/bee", "val", "val/bee"])
 def test_leftovers_of_other_systems_are_no_classes_and_no_images(leftover, place, tmp_path):
     write_tree(tmp_path)
-    expected = data.load("folder", str(tmp_path), 8)
+    expected = load("folder", str(tmp_path), 8)
     path = tmp_path / place / leftover
     path.parent.mkdir(exist_ok=True)
     shutil.copy(CASES / "._gray16.png", path)
-    got = data.load("folder", str(tmp_path), 8)
+    got = load("folder", str(tmp_path), 8)
     assert got.classes == ["ant", "bee", "cow"] and all(map(torch.equal, got[:4], expected[:4]))
     train, val, classes = imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")
     assert classes == ["ant", "bee", "cow"] and len(train.dataset) == len(val.dataset) == 6
@@ -257,7 +256,7 @@ def test_the_leftover_of_the_cases_is_no_image():
 
 def test_a_root_whose_own_path_has_a_dot_is_read(tmp_path):
     write_tree(tmp_path / ".cache" / "set")
-    assert len(data.load("folder", str(tmp_path / ".cache" / "set"), 8).train_images) == 6
+    assert len(load("folder", str(tmp_path / ".cache" / "set"), 8).train_images) == 6
 
 
 def test_images_are_listed_in_the_order_of_torchvision(tmp_path):
@@ -278,7 +277,7 @@ def test_images_are_listed_in_the_order_of_torchvision(tmp_path):
 def test_validation_classes_keep_the_labels_of_training(val, tmp_path, lines):
     write_tree(tmp_path, val=val)
     labels = [["ant", "bee", "cow"].index(name) for name in val for _ in range(2)]
-    got = data.load("folder", str(tmp_path), 8)
+    got = load("folder", str(tmp_path), 8)
     assert got.test_target.tolist() == labels and got.classes == ["ant", "bee", "cow"]
     assert got.test_images[:, 0, 0, 0].tolist() == [10 * label for label in
                                                     (ord(name[0]) - ord("a") for name in val for _ in range(2))]
@@ -310,7 +309,7 @@ def test_a_flat_validation_folder_is_recognised(tmp_path):
     for i in range(3):
         save(tmp_path / "val" / f"ILSVRC2012_val_{i:08}.JPEG")
     with pytest.raises(ValueError) as error:
-        data.load("folder", str(tmp_path))
+        load("folder", str(tmp_path))
     message = one_line(error)
     assert all(word in message for word in ("flat", "ImageNet", "3 images", f"move each image to {tmp_path}/val/CLASS"))
 
@@ -319,7 +318,7 @@ def test_the_flat_validation_folder_of_tiny_imagenet_is_recognised(tmp_path):
     write_tree(tmp_path, val=())
     save(tmp_path / "val" / "images" / "val_0.JPEG")
     (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tant\t0\t32\t44\t62\n")
-    for read in (lambda: data.load("folder", str(tmp_path)),
+    for read in (lambda: load("folder", str(tmp_path)),
                  lambda: imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")):
         with pytest.raises(ValueError) as error:
             read()
@@ -328,14 +327,14 @@ def test_the_flat_validation_folder_of_tiny_imagenet_is_recognised(tmp_path):
     (tmp_path / "val" / "ant").mkdir()  # once it is sorted, the list and an empty folder may stay behind
     (tmp_path / "val" / "images" / "val_0.JPEG").rename(tmp_path / "val" / "ant" / "val_0.JPEG")
     (tmp_path / "val" / "images").rmdir()
-    assert data.load("folder", str(tmp_path)).test_target.tolist() == [0]
+    assert load("folder", str(tmp_path)).test_target.tolist() == [0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_images_beside_the_class_folders_are_passed_over_and_the_log_says_so(split, tmp_path, lines):
     write_tree(tmp_path)
     save(tmp_path / split / "left.png")
-    assert len(data.load("folder", str(tmp_path), 8).train_images) == 6
+    assert len(load("folder", str(tmp_path), 8).train_images) == 6
     assert [line.split(";")[0] for line in lines] == [
         f"{tmp_path / split}: 1 image(s) beside the class folders are passed over"]
 
@@ -382,14 +381,14 @@ def write_cases(root):
 
 
 def test_a_folder_is_read_as_the_images_one_by_one_and_the_log_counts_the_transparent_ones(tmp_path, lines):
-    got = data.load("folder", str(write_cases(tmp_path)), 8)
+    got = load("folder", str(write_cases(tmp_path)), 8)
     for image, target, (name, case) in zip(got.test_images, got.test_target, READABLE):
         assert np.array_equal(image.permute(1, 2, 0), pixels(CASES / case)) and target == (name == "b")
     assert lines == ["6 of 10 images are transparent and were laid on white"]
 
 
 def test_a_folder_without_transparent_images_says_nothing(tmp_path, lines):
-    data.load("folder", str(write_tree(tmp_path)), 8)
+    load("folder", str(write_tree(tmp_path)), 8)
     assert lines == []
 
 
@@ -414,7 +413,7 @@ def test_folder_and_imagenet_say_why_an_image_cannot_be_read(case, word, tmp_pat
     shutil.copy(CASES / case, tmp_path / "val" / "bee")
     path = tmp_path / "val" / "bee" / case
     with pytest.raises(folders.ImageError) as error:
-        data.load("folder", str(tmp_path), 8)
+        load("folder", str(tmp_path), 8)
     assert one_line(error).startswith(f"cannot read image {path}: {word}")
     with pytest.raises(folders.ImageError) as error:
         list(imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")[1])
@@ -430,7 +429,7 @@ def test_all_cores_read(tmp_path, monkeypatch):
         return read(path)
     monkeypatch.setattr(folders, "_cores", lambda: 3)
     monkeypatch.setattr(folders, "read_image", read_together)
-    assert data.load("folder", str(tmp_path), 8).train_target.bincount().tolist() == [2, 2, 2]
+    assert load("folder", str(tmp_path), 8).train_target.bincount().tolist() == [2, 2, 2]
 
 
 def test_the_cores_are_those_this_process_may_use(monkeypatch):
@@ -447,7 +446,7 @@ def test_a_bar_shows_how_far_the_reading_is_on_a_terminal_only(terminal, tmp_pat
         def isatty(self):
             return terminal
     monkeypatch.setattr(sys, "stderr", screen := Screen())
-    data.load("folder", str(write_tree(tmp_path)), 8)
+    load("folder", str(write_tree(tmp_path)), 8)
     assert ("reading training images" in screen.getvalue() and "/6" in screen.getvalue()) == terminal
     assert terminal or not screen.getvalue()
 
@@ -455,16 +454,16 @@ def test_a_bar_shows_how_far_the_reading_is_on_a_terminal_only(terminal, tmp_pat
 def test_images_that_need_more_memory_than_there_is_are_refused_before_they_are_read(tmp_path, monkeypatch):
     write_tree(tmp_path)  # 6 + 6 images of 3 * 100 * 100 bytes, and 4/3 of the first 6 for their statistics
     needed = 12 * 30_000 + 8 * 30_000
-    monkeypatch.setattr(folders, "free_memory", lambda: needed - 1)
+    monkeypatch.setattr(utils, "free_memory", lambda: needed - 1)
     monkeypatch.setattr(folders, "read_image", None)
     with pytest.raises(ValueError) as error:
-        data.load("folder", str(tmp_path), 100)
+        load("folder", str(tmp_path), 100)
     message = one_line(error)
     assert "--image_size" in message and "100x100" in message and "GiB" in message
     monkeypatch.undo()
     for free in (needed, None):
-        monkeypatch.setattr(folders, "free_memory", lambda: free)  # noqa: B023
-        assert data.load("folder", str(tmp_path), 100).train_images.shape == (6, 3, 100, 100)
+        monkeypatch.setattr(utils, "free_memory", lambda: free)  # noqa: B023
+        assert load("folder", str(tmp_path), 100).train_images.shape == (6, 3, 100, 100)
 
 
 def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_otherwise(monkeypatch):
@@ -475,11 +474,11 @@ def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_other
             raise FileNotFoundError(path)
         return files[str(path)]
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert folders.free_memory() == 60 * 1024
+    assert utils.free_memory() == 60 * 1024
     files["/sys/fs/cgroup/memory.max"] = "50000\n"
-    assert folders.free_memory() == 50_000
+    assert utils.free_memory() == 50_000
     files.clear()
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.get)
-    assert folders.free_memory() == 7 * 4096
+    assert utils.free_memory() == 7 * 4096
     monkeypatch.setattr(os, "sysconf_names", {})
-    assert folders.free_memory() is None
+    assert utils.free_memory() is None

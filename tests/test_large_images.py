@@ -16,12 +16,11 @@ from test_fast import assert_equals_definition, draw_images
 from torch import nn
 
 import genotypes
-import imagenet
 import progressive
-import search_data
 import train_search
 import utils
 from genotypes import PRIMITIVES
+from input_pipeline import imagenet, search_parts
 from model import NetworkImageNet
 from model_search import Network
 from operations import FactorizedReduce, global_average_pool
@@ -80,14 +79,14 @@ def tree(counts: dict[str, int]) -> tuple[list, list]:
     ((0.5, 0.5), {"a": (650, 650), "b": (400, 400)})])
 def test_samples_are_disjoint_and_hold_an_equal_share_of_every_class(portions, expected):
     samples, classes = tree({"a": 1300, "b": 800})
-    parts = search_data.draw_samples(samples, classes, *portions, seed=1)
+    parts = search_parts.draw_samples(samples, classes, *portions, seed=1)
     assert not set(parts[0]) & set(parts[1]) and set(parts[0] + parts[1]) <= set(samples)
     for which, part in enumerate(parts):
         assert len(set(part)) == len(part)
         assert Counter(label for _, label in part) == {label: expected[name][which]
                                                        for label, name in enumerate(classes)}
-    assert parts == search_data.draw_samples(samples, classes, *portions, seed=1)
-    assert set(parts[0]) != set(search_data.draw_samples(samples, classes, *portions, seed=2)[0])
+    assert parts == search_parts.draw_samples(samples, classes, *portions, seed=1)
+    assert set(parts[0]) != set(search_parts.draw_samples(samples, classes, *portions, seed=2)[0])
 
 
 @pytest.mark.parametrize("portions, text", [
@@ -95,7 +94,7 @@ def test_samples_are_disjoint_and_hold_an_equal_share_of_every_class(portions, e
     ((0.9, 0.1), "--valid_portion leaves class b, of 9 images, without any for the alphas")])
 def test_a_class_without_an_image_is_named(portions, text):
     with pytest.raises(ValueError, match=text):
-        search_data.draw_samples(*tree({"a": 100, "b": 9}), *portions, seed=0)
+        search_parts.draw_samples(*tree({"a": 100, "b": 9}), *portions, seed=0)
 
 
 # ---- streamed batches
@@ -107,7 +106,7 @@ def samples(tmp_path_factory):
 
 
 def stream(samples, number=0, workers=0, **place):
-    batches = search_data.FileBatches(samples, 32, 10, workers, 7, "cpu", **place)
+    batches = search_parts.FileBatches(samples, 32, 10, workers, 7, "cpu", **place)
     batches.seek(number)
     return batches
 
@@ -220,7 +219,7 @@ def test_an_image_that_cannot_be_read_stops_the_search_saved_and_it_goes_on(tmp_
     train = imagenet.folders(str(folder))[0]
     seed = utils.derive_seed(2, 2)
     for name, part in zip(("weights", "alphas"),
-                          search_data.draw_samples(train.samples, train.classes, 0.5, 0.34, seed)):
+                          search_parts.draw_samples(train.samples, train.classes, 0.5, 0.34, seed)):
         path, save = Path(part[0][0]), tmp_path / name
         content = path.read_bytes()
         process = start(SEARCH, *options_for(folder, save, "--image_size", 32, "--workers", 0))
@@ -280,7 +279,7 @@ def test_the_memory_that_is_asked_for_is_a_lower_bound(grad_checkpoint):
     measured = {False: (2.44, 3.93, 4.52), True: (1.05, 0.94, 0.92)}[grad_checkpoint]
     stages = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])
     for stage, gigabytes in zip(stages, measured):
-        assert 0.5 < 96 * search_data.least_bytes(stage, 32, grad_checkpoint) / (gigabytes * 1e9) < 0.8
+        assert 0.5 < 96 * progressive.min_bytes(stage, 32, grad_checkpoint) / (gigabytes * 1e9) < 0.8
 
 
 def test_what_exceeds_the_memory_is_refused_with_the_alternatives(monkeypatch):
@@ -288,7 +287,7 @@ def test_what_exceeds_the_memory_is_refused_with_the_alternatives(monkeypatch):
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
     args = Namespace(stem="cifar", batch_size=96, amp="off", grad_checkpoint=False)
     with pytest.raises(ValueError, match=r"stage 1 needs at least 8\d GiB of memory at 224x224 with --stem cifar, and "
-                                         r"there are 80.0: give --stem imagenet, --grad_checkpoint, a smaller"):
-        search_data.check_size(stage, 224, args, torch.device("cpu"))
+                                         r"there are 80.0: use --stem imagenet, --grad_checkpoint, a smaller"):
+        train_search.check_size(stage, 224, args, torch.device("cpu"))
     args.stem = "imagenet"
-    search_data.check_size(stage, 224, args, torch.device("cpu"))
+    train_search.check_size(stage, 224, args, torch.device("cpu"))

@@ -22,7 +22,7 @@ from scripts import (
     write_images,
 )
 
-import parallel
+from harness import launchers, parallel
 
 TINY = ["--init_channels", 2, "--layers", 3, "--epochs", 1, "--batch_size", 700, "--device", "cpu"]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -67,7 +67,7 @@ BATCH_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "S
 def test_a_process_that_no_launcher_started_as_one_of_several_stays_alone(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert not parallel.launched()
+    assert not launchers.launched()
     parallel.init_distributed(torch.device("cpu"))  # waits for nobody
     assert parallel.world_size() == 1
 
@@ -139,10 +139,10 @@ def test_srun_meets_at_its_first_machine_and_a_port_of_the_job(environment, addr
     base = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "42"}
     for name, value in (base | environment).items():
         monkeypatch.setenv(name, value)
-    assert parallel.launched()
+    assert launchers.launched()
     assert [os.environ[name] for name in NAMES[:3]] == ["3", "8", "1"]
     assert f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" == address
-    assert parallel.launched()  # asked twice, the same
+    assert launchers.launched()  # asked twice, the same
 
 
 @pytest.mark.parametrize("option", ["--local-rank=0", "--local_rank=1"])
@@ -174,7 +174,7 @@ ORDER = """
 import datetime, os, platform, sys, time
 sys.path.insert(0, {root!r})
 import torch, torch.distributed as dist
-import parallel
+from harness import parallel
 platform.node = lambda: "machine" + str(int(os.environ["RANK"]) // 2)
 start = dist.init_process_group
 dist.init_process_group = lambda *a, **k: start(*a, **k, timeout=datetime.timedelta(seconds=1))
@@ -187,7 +187,7 @@ with parallel.rank0_first():
     time.sleep(1.5 if parallel.rank() in (0, 3) else 0)  # longer than a barrier would wait
     write("-")
 write("=")
-parallel.wait_for_all()
+parallel.barrier()
 dist.destroy_process_group()
 """
 
@@ -214,7 +214,7 @@ def test_a_data_set_that_rank_0_cannot_load_ends_all_processes_in_one_line(tmp_p
 
 
 def test_the_line_of_a_stopped_step_starts_it_by_srun_again(monkeypatch):
-    monkeypatch.setattr(parallel, "world_size", lambda: 4)
+    monkeypatch.setattr(launchers, "world_size", lambda: 4)
     for name, value in {"SLURM_PROCID": "2", "RANK": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert re.fullmatch("srun --ntasks=4 python x.py", parallel.continue_command("x.py"))
+    assert re.fullmatch("srun --ntasks=4 python x.py", launchers.continue_command("x.py"))

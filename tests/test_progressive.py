@@ -162,8 +162,8 @@ def test_a_choice_that_is_certain_has_no_entropy_and_a_finite_lead():
 @pytest.mark.parametrize("probs, chance", [([0.35, 0.33, 0.32], True), ([0.4, 0.3, 0.3], False)])
 def test_choices_are_next_to_chance_where_most_winners_lead_by_less_than_a_tenth(probs, chance):
     even = [1 / 3] * 3
-    assert progressive.next_to_chance(progressive.measure_choices([probs, probs, even])) is chance
-    assert progressive.next_to_chance(progressive.measure_choices([probs, even, even])) is True
+    assert progressive.near_chance(progressive.measure_choices([probs, probs, even])) is chance
+    assert progressive.near_chance(progressive.measure_choices([probs, even, even])) is True
 
 
 def test_the_cell_of_the_first_stage_alone_leaves_out_none_and_keeps_to_the_limit_of_skips():

@@ -1,4 +1,5 @@
 """Nothing is lost: kills, full disks, NaN, too little memory, senseless command lines, hostile files."""
+import hashlib
 import os
 import pickle
 import re
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 from kill_loop import OPTIONS, assert_nothing_torn, assert_same_result
 from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
 
-import cli
-import runs
 import train_cifar
 import train_imagenet
 import train_search
+from harness import cli
+from harness.log import log
+from harness.runs import load_checkpoint
+from input_pipeline.batches import batch_per_rank
 
 SEARCH, CIFAR = "train_search.py", "train_cifar.py"
-MEND = re.compile(r"free|space|leave|give|use |name |choose|lower|make|permi|writ|try |check|--resume")
+MEND = re.compile(r"free|space|leave|omit|fix|set |reduce |give|use |name |choose|lower|make|permi|writ|try |check|--resume")
 
 
 # ---- what the tests start from
@@ -136,7 +139,7 @@ def assert_survives_a_kill_after(files, script, options, expected, save, run_as)
 
 
 STOPS_AT = """
-import parallel
+from harness import parallel
 count, number, sys.argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 def stop_if_asked(ask=parallel.stop_if_asked):
     global count
@@ -162,7 +165,7 @@ def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]
-        stops.append(runs.load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
+        stops.append(load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
     assert {1, steps} <= set(stops)  # in the training and the test of an epoch
     for done in (run_dir, expected):
         (done / "previous.pt").unlink()  # where the last stop was
@@ -319,7 +322,7 @@ def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count,
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, CIFAR, expected)
     epochs = {"genotype.json": 0, "best.pt": 0, "checkpoint.pt": count - 1, "previous.pt": 1, "metrics.jsonl": 2}
-    state = runs.load_checkpoint(run_dir, "eval") or {"epoch": 0}
+    state = load_checkpoint(run_dir, "eval") or {"epoch": 0}
     assert state["epoch"] == epochs.get(name, 3)
     resumed(CIFAR, run_dir)
     assert_same_result(run_dir, expected)
@@ -333,7 +336,7 @@ def test_a_full_disk_stops_a_search_in_one_line_and_loses_nothing(name, copy, ru
     assert str(run_dir) in message
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, SEARCH, expected)
-    assert len(runs.load_checkpoint(run_dir, "search")["metrics"]) >= before
+    assert len(load_checkpoint(run_dir, "search")["metrics"]) >= before
     resumed(SEARCH, run_dir)
     assert_same_result(run_dir, expected)
 
@@ -408,7 +411,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
     run_dir = the_run(tmp_path / "runs")
     assert_nothing_torn(run_dir, script, expected)
-    state = runs.load_checkpoint(run_dir, kill_loop.KIND[script])
+    state = load_checkpoint(run_dir, kill_loop.KIND[script])
     assert len(state["metrics"]) == 1 and epochs_done(run_dir) == 1
     for path in run_dir.glob("*.pt"):
         weights = torch.load(path, weights_only=True)
@@ -424,7 +427,7 @@ def run_here(monkeypatch, capsys):
     """run_here(main, parse, *options): cli.run in this process; (exit status or 0, what it printed)."""
     def call(main, parse, *options):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
-        handlers, level = runs.log.handlers[:], runs.log.level
+        handlers, level = log.handlers[:], log.level
         capsys.readouterr()
         code = 0
         try:
@@ -432,7 +435,7 @@ def run_here(monkeypatch, capsys):
         except SystemExit as ended:
             code = ended.code
         finally:
-            runs.log.handlers[:], runs.log.level = handlers, level
+            log.handlers[:], log.level = handlers, level
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out, err = capsys.readouterr()
@@ -474,12 +477,12 @@ def test_out_of_memory_with_one_image_a_step_does_not_ask_for_the_same_again(run
 def test_out_of_memory_proposes_no_batch_that_is_refused(options, processes, proposed, run_here, monkeypatch):
     def main(args):
         raise torch.OutOfMemoryError(CUDA_MEMORY)
-    monkeypatch.setattr("parallel.world_size", lambda: processes)
+    monkeypatch.setattr("harness.launchers.world_size", lambda: processes)
     code, _, err = run_here(main, train_cifar.parse_args, "--batch_size", *options)
     assert code == 1 and err.count("\n") == 1 and "memory" in err
     assert [int(size) for size in re.findall(r"--batch_size (\d+)", err)] == [proposed] * (proposed is not None)
     if proposed and "--eval" not in options:
-        assert train_imagenet.data.share(proposed, processes) >= 2  # it is taken
+        assert batch_per_rank(proposed, processes) >= 2  # it is taken
 
 
 @pytest.mark.parametrize("script", [SEARCH, CIFAR])
@@ -667,7 +670,7 @@ def test_code_in_a_training_checkpoint_is_never_executed(form, part, copy, tmp_p
         path.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
-    path.write_bytes(path.read_bytes() + runs.hashlib.sha256(path.read_bytes()).digest())
+    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
     if part == "previous.pt":
         (run_dir / "checkpoint.pt").write_bytes(b"damaged")
         message = one_line_of_resume(run_dir)

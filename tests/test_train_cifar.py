@@ -30,10 +30,10 @@ from torch import nn
 
 import engine
 import genotypes
-import runs
 import train_cifar
 import utils
-import weights
+from harness import weights
+from harness.runs import Run
 from model import NetworkCIFAR
 from model_search import Network
 
@@ -41,7 +41,7 @@ EPOCHS = 6  # of the runs on images()
 TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
 ONCE = [*TINY, "--epochs", 1]
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|give|use |names?[ :]|choose|lower|add |put |replace|make|must|check|train |go ")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|choose|lower|add |put |replace|make|must|check|train |go ")
 
 
 # ---- schedule, counts, loss, accuracy (SPEC sections 3 and 5)
@@ -50,18 +50,16 @@ def test_learning_rate_and_drop_path_follow_the_formulas_in_all_600_epochs(monke
     """The script's own loop, with nothing trained: what an epoch would have started with."""
     rows = []
 
-    def finish_epoch(state, record, parts, run_dir):
-        group, = parts["optimizer"].param_groups
-        rows.append((group["lr"], parts["network"].drop_path_prob))
+    def end_epoch(run, network, record):
+        group, = run.parts["optimizer"].param_groups
+        rows.append((group["lr"], network.drop_path_prob))
         assert (record["epoch"], record["lr"], record["drop_path_prob"]) == (len(rows) - 1, *rows[-1])
         assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-4)
 
-    for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
-                          (engine.visualize, ("draw_run",))):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *args: {})
-    monkeypatch.setattr(engine, "finish_epoch", finish_epoch)
-    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
+    for name in ("log_start", "train_one_epoch", "test", "report"):
+        monkeypatch.setattr(engine, name, lambda *args: {})
+    monkeypatch.setattr(engine, "end_epoch", end_epoch)
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
     monkeypatch.setattr("sys.argv", ["train_cifar.py", "--init_channels", "2", "--layers", "1", "--device", "cpu"])
     train_cifar.main(train_cifar.parse_args())
     assert rows == [pytest.approx((0.025 * (1 + math.cos(math.pi * e / 600)) / 2, 0.3 * e / 600), abs=1e-15)
@@ -132,7 +130,7 @@ def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
     torch.manual_seed(0)
     logits = torch.rand(1001, 10).argsort(1).float()  # 0 to 9 in any order: exact in 16 bits
     network = GivenLogits(10).float()
-    utils.set_precision(network, torch.device("cpu"), amp)
+    utils.set_precision(network, amp)
     for target in (logits.argmax(1), logits.argmin(1)):
         loss, top1, top5 = engine.evaluate(network, [(logits, target)] * 40, "test")
         assert top1 == top5 == 100 * (target == logits.argmax(1)).all()

@@ -33,9 +33,9 @@ from torch import nn
 
 import engine
 import genotypes
-import runs
 import train_imagenet
 import utils
+from harness.runs import Run
 from model import NetworkImageNet
 
 EPOCHS = 6  # the linear schedule needs more than 5
@@ -43,7 +43,7 @@ CLASSES = ("ant", "bee", "cow")
 TINY = shlex.split("--init_channels 4 --layers 3 --image_size 32 --device cpu")
 ONCE = [*TINY, "--epochs", 1, "--lr_scheduler", "cosine", "--batch_size", 8, "--workers", 0]
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|give|use |names?[ :]|choose|lower|add |put |replace|make|must|say |check|lists")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|choose|lower|add |put |replace|make|must|say |check|lists")
 
 
 # ---- schedules, counts, loss (SPEC section 4)
@@ -154,8 +154,8 @@ def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
     write_images(tmp_path, train=2, val=1, size=(8, 8))
     monkeypatch.setattr(train_imagenet, "NetworkImageNet", Constant)
     monkeypatch.setattr(engine, "log_start", lambda *args: None)
-    monkeypatch.setattr(engine.visualize, "draw_run", lambda *args: None)
-    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
+    monkeypatch.setattr(engine, "draw_run", lambda *args: None)
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
     args = options(monkeypatch, *words.split(), *ONCE, "--learning_rate", 0, "--tmp_data_dir", tmp_path,
                    *(["--auxiliary", "--image_size", "193"] if auxiliary else []))
     train_imagenet.main(args)
@@ -171,13 +171,11 @@ def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
 def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch, tmp_path):
     write_images(tmp_path, train=2, val=1, size=(8, 8))
     rows = []
-    for module, names in ((engine, ("log_start", "train_one_epoch", "test", "report")),
-                          (engine.visualize, ("draw_run",))):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *args, **kwargs: {})
-    monkeypatch.setattr(runs, "open_run_dir", lambda *args: tmp_path)
-    monkeypatch.setattr(engine, "finish_epoch", lambda state, record, parts, run_dir: rows.append(
-        (parts["network"].drop_path_prob, record["drop_path_prob"], parts["optimizer"].param_groups[0]["lr"])))
+    for name in ("log_start", "train_one_epoch", "test", "report"):
+        monkeypatch.setattr(engine, name, lambda *args, **kwargs: {})
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
+    monkeypatch.setattr(engine, "end_epoch", lambda run, network, record: rows.append(
+        (network.drop_path_prob, record["drop_path_prob"], run.parts["optimizer"].param_groups[0]["lr"])))
     args = options(monkeypatch, *TINY, "--tmp_data_dir", tmp_path, "--drop_path_prob", 0.2, "--workers", 0)
     train_imagenet.main(args)
     assert rows == [pytest.approx((0.2 * e / 250, 0.2 * e / 250, warmed_up(linear(0.5, e, 250), e)), abs=1e-15)

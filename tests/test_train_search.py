@@ -35,9 +35,9 @@ from vectors import WAYS, assert_equals_vector, load_state
 import engine
 import genotypes
 import progressive
-import runs
 import train_search
 from architect import Architect
+from harness.runs import load_checkpoint, save_checkpoint
 from model import NetworkCIFAR
 from model_search import Network
 
@@ -45,7 +45,7 @@ TINY = shlex.split("--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 -
 SHORT = [*TINY, "--epochs", "1", "--warmup_epochs", "0"]
 EPOCHS, WARMUP = 3, 1  # of the runs on images()
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|give|use |name |choose|lower|add |put |replace|make|remove|must|start|say |mv ")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |name |choose|lower|add |put |replace|make|remove|must|start|say |mv ")
 
 
 # ---- what runs start from
@@ -340,7 +340,7 @@ def test_alpha_steps_are_those_since_warm_up_in_each_stage(undisturbed):
 def test_a_stage_that_has_decided_or_is_older_than_the_measure_gets_no_advice(lead, said, caplog):
     record = {"stage": 1, "alpha_steps": 3900, "entropy": 0.5, "lead": lead, "clear_edges": 20}
     with caplog.at_level(logging.INFO, logger="pdarts"):
-        train_search.say_how_decided(record if lead else {"stage": 1})
+        train_search.log_choices(record if lead else {"stage": 1})
     assert ("next to chance" in caplog.text) is said and ("20 of 28 edges" in caplog.text) is bool(lead)
 
 
@@ -416,7 +416,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    runs.save_checkpoint(run_dir, state, parts={})
+    save_checkpoint(run_dir, state)
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]
@@ -844,7 +844,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(stopped, tmp_path):
         damaged[position] ^= 1 << random.integers(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            assert same(runs.load_checkpoint(tmp_path, "search"), expected), position
+            assert same(load_checkpoint(tmp_path, "search"), expected), position
         except ValueError:
             refused += 1
     assert refused == 45
@@ -917,7 +917,8 @@ def test_too_little_memory_is_said_with_a_batch_size_to_try(tmp_path):
 # ---- two at once
 
 SAME_SECOND = """
-import datetime, runs
+import datetime
+from harness import runs
 class Now(datetime.datetime):
     now = classmethod(lambda cls, tz=None: cls(2030, 1, 2, 3, 4, 5))
 runs.datetime = Now

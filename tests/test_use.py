@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scripts import ROOT, behind, error_line, metrics, run, snapshot, the_run, write_images
+from scripts import ROOT, behind, error_line, metrics, run, run_fresh, snapshot, the_run, write_images
 
-import data
 import export
 import genotypes
 import hubconf
-import imagenet
-import weights
+from harness import weights
+from input_pipeline import imagenet, load
+from input_pipeline.batches import eval_batches
 from model import NetworkCIFAR, NetworkImageNet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -66,8 +66,8 @@ def program(text, folder):
 
 def digit_images():
     """The digits as the scripts see them: (500, 3, 8, 8) float32 and (500,)."""
-    digits = data.load("digits", "")
-    return next(data.eval_batches(digits.test_images, digits.test_target, 500, digits, "cpu"))
+    digits = load("digits", "")
+    return next(eval_batches(digits.test_images, digits.test_target, 500, digits, "cpu"))
 
 
 def trained(run_dir, path="weights.pt"):
@@ -79,24 +79,38 @@ def trained(run_dir, path="weights.pt"):
 # ---- torch.hub
 
 HUB = """
-import json, os, sys, types
-for name, module in list(sys.modules.items()):  # an interpreter of its own would not have imported ours
-    if os.path.dirname(getattr(module, "__file__", None) or "") in ("ROOT", "ROOT/fast"):
-        del sys.modules[name]
-utils = sys.modules["utils"] = types.ModuleType("utils")  # the program's own
+import json, sys
+sys.path.insert(0, "mine")
+import utils, model, data
+for name in EARLY:
+    __import__(name)
 import torch
 network = torch.hub.load("p-darts", "pdarts_cifar", source="local", weights="RUN").eval()
-assert sys.modules["utils"] is utils
-logits = network(torch.linspace(-1, 1, 384).view(2, 3, 8, 8))
+import harness.runs
+assert all(module.mine for module in (utils, model, data, harness, harness.runs))
+images = torch.linspace(-1, 1, 384).view(2, 3, 8, 8)
+logits = network(images)
+network.train()(images).sum().backward()  # both work on
+assert harness.runs.read() == "my run" and torch.compile(network.eval(), backend="eager")(images).shape == (2, 10)
 print(json.dumps([logits.tolist(), network.classes, network.mean, network.std, network.image_size]))
 """
 
 
-def test_torch_hub_loads_a_run_beside_modules_of_the_same_names(place):
-    logits, *about = json.loads(program(HUB.replace("RUN", str(place.run)).replace("ROOT", str(ROOT)), place.folder))
+@pytest.mark.parametrize("early", [(), ("harness", "harness.runs")], ids=["afterwards", "before"])
+def test_torch_hub_loads_a_run_beside_modules_of_the_same_names(early, place, tmp_path):
+    """The program has a utils, a model, a data and a package harness of its own, imported before or afterwards."""
+    for name in ("utils.py", "model.py", "data.py", "harness/__init__.py", "harness/runs.py"):
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine = True\ndef read(): return 'my run'\n")
+    (tmp_path / "p-darts").symlink_to(ROOT, target_is_directory=True)
+    (tmp_path / "program.py").write_text(HUB.replace("RUN", str(place.run)).replace("EARLY", repr(early)))
+    outcome = run_fresh(tmp_path / "program.py", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    logits, *about = json.loads(outcome.out)
     expected, _ = trained(place.run)(torch.linspace(-1, 1, 384).view(2, 3, 8, 8))
     assert torch.tensor(logits).sub(expected).abs().max() < 1e-5
-    digits = data.load("digits", "")
+    digits = load("digits", "")
     assert about == [digits.classes, [digits.mean[0]] * 3, [digits.std[0]] * 3, 8]
     assert digits.classes == list("0123456789")
 
@@ -142,7 +156,7 @@ def test_the_hub_takes_what_agrees_with_the_run(options, place):
 def test_the_exported_run_reaches_its_test_accuracy_in_onnx_runtime(exported):
     session = onnxruntime.InferenceSession(exported.folder / "network.onnx")
     about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    digits = data.load("digits", "")
+    digits = load("digits", "")
     pixels = digits.test_images.expand(-1, 3, -1, -1).numpy() / 255
     mean, std = (np.array(about[name]).reshape(3, 1, 1) for name in ("mean", "std"))
     logits, = session.run(["logits"], {"images": ((pixels - mean) / std).astype(np.float32)})  # 500 at once
@@ -178,7 +192,7 @@ def test_both_files_say_how_it_is_used(exported):
 
 
 def test_the_programs_of_the_document_run_as_printed(exported):
-    digits, predicted = data.load("digits", ""), trained(exported.run)(digit_images()[0])[0].argmax(1)
+    digits, predicted = load("digits", ""), trained(exported.run)(digit_images()[0])[0].argmax(1)
     Image.fromarray(digits.test_images[5, 0].numpy()).save(exported.folder / "image.png")
     hub, runtime, _ = PROGRAMS
     assert program(hub, exported.folder) == f"{predicted[5]}\n"
@@ -290,7 +304,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_new(place, tmp_path):
     (tmp_path / "x.safetensors").write_text("mine")
     (tmp_path / "x.safetensors.tmp").symlink_to("/dev/full")  # where the file is written first
     outcome = run("export.py", place.run, "--safetensors", tmp_path / "x.safetensors", "--force")
-    assert "x.safetensors (No space left on device): make room" in error_line(outcome, 1)
+    assert "x.safetensors (No space left on device): free space" in error_line(outcome, 1)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.safetensors", "mine")]
 
 

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from scripts import run
 
-import cli
-import draw_cell
 import genotypes
-import report
-import runs
 import visualize
 from genotypes import OPERATIONS, PRIMITIVES
+from harness import cli
+from harness.log import log
+from reporting import cells
+from reporting.curves import read_stages
+from reporting.page import draw_genotype, draw_run, training_command
 
 ROOT = Path(__file__).parent.parent
 NOTE = "a<b>&'c"  # a note that HTML and the shell must escape
@@ -64,7 +65,7 @@ def write_search(run_dir: Path, epochs: list[int], finished: bool = True, **opti
 def search(tmp_path_factory) -> Path:
     """A finished search, drawn."""
     run_dir = write_search(tmp_path_factory.mktemp("runs") / f"search-{NOTE}", [4, 4, 4])
-    visualize.draw_run(run_dir)
+    draw_run(run_dir)
     return run_dir
 
 
@@ -104,13 +105,13 @@ class Reader(HTMLParser):
 @pytest.mark.parametrize("name", ["PDARTS", "DARTS_V2", "NASNet", "AmoebaNet"])
 def test_a_cell_shows_every_gene_once(name, tmp_path):
     genotype = genotypes.load(name)
-    visualize.draw_genotype(genotype, tmp_path, name)
+    draw_genotype(genotype, tmp_path, name)
     for cell in ("normal", "reduce"):
         genes = getattr(genotype, cell)
         shown = texts(tmp_path / f"{name}-{cell}.svg")
         assert sorted(text for text in shown if text in OPERATIONS) == sorted(op for op, _ in genes)
         assert set(map(str, range(len(genes) // 2))) <= set(shown)
-        assert {draw_cell.COLORS[op].lower() for op, _ in genes} <= edge_colors(tmp_path / f"{name}-{cell}.svg")
+        assert {cells.COLORS[op].lower() for op, _ in genes} <= edge_colors(tmp_path / f"{name}-{cell}.svg")
         with Image.open(tmp_path / f"{name}-{cell}.png") as image:
             image.verify()
 
@@ -119,8 +120,8 @@ def test_a_cell_shows_every_gene_once(name, tmp_path):
 def test_no_two_boxes_of_a_cell_overlap(name):
     genotype = genotypes.load(name)
     for cell in ("normal", "reduce"):
-        edges = draw_cell.trace_edges(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
-        places = draw_cell.arrange(edges)
+        edges = cells.trace_edges(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
+        places = cells.arrange(edges)
         boxes = [(point[0], y) for point, y in places.items() if point[1] != "bend"]
         assert all(abs(y - other) > 0.25 for i, (column, y) in enumerate(boxes)
                    for column_other, other in boxes[:i] if column == column_other)
@@ -130,10 +131,10 @@ def test_no_two_boxes_of_a_cell_overlap(name):
 
 
 def test_each_operation_has_one_color_and_skips_are_dashed(tmp_path):
-    assert set(draw_cell.COLORS) == {"none", *OPERATIONS}
-    assert len(set(draw_cell.COLORS.values())) == len(draw_cell.COLORS)
+    assert set(cells.COLORS) == {"none", *OPERATIONS}
+    assert len(set(cells.COLORS.values())) == len(cells.COLORS)
     genes = [("skip_connect", 0), ("sep_conv_3x3", 1)]
-    visualize.draw_genotype(genotypes.Genotype(genes, [2], genes[1:] * 2, [2]), tmp_path, "x")
+    draw_genotype(genotypes.Genotype(genes, [2], genes[1:] * 2, [2]), tmp_path, "x")
     for svg, dashed in ((tmp_path / "x-normal.svg", True), (tmp_path / "x-reduce.svg", False)):
         styles = re.findall(r'style="([^"]*stroke:[^"]*)"', svg.read_text())
         assert any("dasharray" in style for style in styles) == dashed
@@ -142,7 +143,7 @@ def test_each_operation_has_one_color_and_skips_are_dashed(tmp_path):
 
 def test_the_same_cell_gives_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
-        visualize.draw_genotype(FOUND, tmp_path / folder, "x")
+        draw_genotype(FOUND, tmp_path / folder, "x")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -158,7 +159,7 @@ def test_a_search_is_drawn_with_all_its_edges(search):
         svg = search / "pictures" / f"alphas-{cell}.svg"
         assert sum("→" in text for text in texts(svg)) == 14
         assert set(PRIMITIVES) <= set(texts(svg))
-        assert {draw_cell.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
+        assert {cells.COLORS[op].lower() for op in PRIMITIVES} <= edge_colors(svg)
     assert {"loss", "accuracy, %", "entropy", "skip dropout", "stage 1", "stage 2", "stage 3"} <= set(
         texts(search / "pictures" / "curves.svg"))
 
@@ -187,7 +188,7 @@ def test_the_commands_of_a_report_name_the_cells_of_its_table(search):
 
 def test_cifar_is_trained_as_in_the_paper():
     args = {"dataset": "cifar10", "tmp_data_dir": "my data", "image_size": None}
-    command = report.training_command(Path("run"), args)
+    command = training_command(Path("run"), args)
     assert command == "python train_cifar.py --tmp_data_dir 'my data' --dataset cifar10 --arch run --auxiliary --cutout"
 
 
@@ -201,14 +202,14 @@ def test_cifar_is_trained_as_in_the_paper():
 ])
 def test_a_cell_is_trained_on_the_images_of_its_search(args, command):
     args = {"tmp_data_dir": None, "image_size": None, "stem": "cifar"} | args
-    assert report.training_command(Path("run"), args) == f"python {command}"
+    assert training_command(Path("run"), args) == f"python {command}"
 
 
 @pytest.mark.parametrize("epochs, text", [([], "no epoch finished yet"),
                                           ([4, 2], "unfinished: stage 2, epoch 2 of 4")])
 def test_an_unfinished_search_is_drawn_too(epochs, text, tmp_path):
     run_dir = write_search(tmp_path / "search", epochs, finished=False)
-    page = visualize.draw_run(run_dir, tmp_path / "out")
+    page = draw_run(run_dir, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html" and text in page.read_text()
     assert (tmp_path / "out" / "pictures" / "curves.svg").exists() == bool(epochs)
     assert sorted(path.name for path in run_dir.iterdir()) == ["alphas.npz", "args.json", "metrics.jsonl"]
@@ -219,7 +220,7 @@ def test_an_evaluation_marks_its_last_and_best_epoch(tmp_path):
                 "test_loss": 1.0, "test_acc": accuracy} for epoch, accuracy in enumerate((70.0, 91.25, 88.5))]
     run_dir = write_run(tmp_path / "eval", {"dataset": "digits", "arch": "PDARTS", "epochs": 3}, metrics)
     genotypes.save(genotypes.load("PDARTS"), run_dir / "genotype.json")
-    text = Reader(visualize.draw_run(run_dir).read_text()).text
+    text = Reader(draw_run(run_dir).read_text()).text
     assert "finished; test accuracy last 88.50 %, best 91.25 %" in text
     assert {"best 91.25", "last 88.50"} <= set(texts(run_dir / "pictures" / "curves.svg"))
 
@@ -228,7 +229,7 @@ def test_stages_are_joined_and_probabilities_are_softmaxes():
     alphas = {"stage1_normal": numpy.zeros((2, 14, 8)), "stage1_normal_candidates": numpy.array([PRIMITIVES] * 14),
               "stage2_normal": numpy.log(numpy.full((3, 14, 5), [1, 2, 3, 4, 10])),
               "stage2_normal_candidates": numpy.array([PRIMITIVES[3:]] * 14)}
-    (x1, p1, _), (x2, p2, candidates) = visualize.read_stages(alphas, "normal")
+    (x1, p1, _), (x2, p2, candidates) = read_stages(alphas, "normal")
     assert x1.tolist() == [1, 2] and x2.tolist() == [3, 4, 5] and candidates == [PRIMITIVES[3:]] * 14
     assert numpy.allclose(p1, 1 / 8) and numpy.allclose(p2, [0.05, 0.1, 0.15, 0.2, 0.5])
 
@@ -261,9 +262,9 @@ def test_a_pasted_cell_gets_a_short_name_of_its_own(tmp_path):
 def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["visualize.py", *words])
-    monkeypatch.setattr(runs.log, "handlers", [])
+    monkeypatch.setattr(log, "handlers", [])
     with pytest.raises(SystemExit) as exit:
-        cli.run(visualize.main, visualize.parse_args)
+        cli.run(visualize.main, visualize.get_args_parser().parse_args)
     lines = capsys.readouterr().err.splitlines()
     assert exit.value.code == status and len(lines) == 1 and text in lines[0]
     assert list(tmp_path.iterdir()) == []
@@ -272,5 +273,5 @@ def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"args": 3}'])
 def test_a_directory_without_a_readable_record_is_no_run(content, tmp_path):
     (tmp_path / "args.json").write_text(content)
-    with pytest.raises(ValueError, match="is no run"):
-        visualize.draw_run(tmp_path)
+    with pytest.raises(ValueError, match="is not a run"):
+        draw_run(tmp_path)

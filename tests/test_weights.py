@@ -12,7 +12,7 @@ from scripts import error_line, run, snapshot, the_run, write_images
 from torch import nn
 
 import genotypes
-import weights
+from harness import weights
 from model import NetworkCIFAR, NetworkImageNet
 
 TINY = ["--init_channels", 2, "--layers", 3, "--device", "cpu"]

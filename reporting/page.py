@@ -1,12 +1,20 @@
-"""A run's report.html: one page that opens from the disk, with pictures inside and user text escaped."""
+"""A run's pictures and its report.html: one page that opens from the disk, with pictures inside, user text escaped."""
 import base64
 import html
 import json
 import shlex
 from pathlib import Path
 
+from matplotlib import rc_context
+
 import genotypes
 import progressive
+from genotypes import Genotype
+from harness import records
+from harness.files import write_file
+from reporting import curves
+from reporting.cells import draw_cell
+from reporting.curves import CELLS, save_picture
 
 CITATION = """\
 @inproceedings{chen2019progressive,
@@ -40,6 +48,48 @@ th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px s
 </html>
 """
 
+
+# ---- pictures
+
+@rc_context(curves.STYLE)
+def draw_genotype(genotype: Genotype, out: Path, name: str) -> dict[str, Path]:
+    """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> caption: path of each SVG."""
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in CELLS:
+        figure = draw_cell(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
+        save_picture(figure, out / f"{name}-{cell}")
+    return {title.capitalize(): out / f"{name}-{cell}.svg" for cell, title in CELLS.items()}
+
+
+@rc_context(curves.STYLE)
+def draw_run(run_dir, out=None) -> Path:
+    """Draw what there is of a run, finished or not, in out/pictures/ and out/report.html -> the path of the report.
+
+    out: by default the run directory. Raises ValueError if run_dir is not a run, OSError if it can't write.
+    """
+    run_dir, out = Path(run_dir), Path(out or run_dir)
+    record, metrics = records.read_run(run_dir)
+    genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
+    pictures, folder = {}, out / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    if genotype:
+        pictures |= draw_genotype(genotype, folder, "cell")
+    if metrics and record["kind"] == "search":
+        alphas = records.read_alphas(run_dir)
+        save_picture(curves.draw_search(metrics, alphas), folder / "curves")
+        pictures["The search; entropy in units of log K: mean and range over a cell's edges"] = folder / "curves.svg"
+        for cell, title in CELLS.items():
+            genes = getattr(genotype, cell) if genotype else []
+            save_picture(curves.draw_alphas(curves.read_stages(alphas, cell), genes), folder / f"alphas-{cell}")
+            pictures[f"Candidates on the edges of the {title}"] = folder / f"alphas-{cell}.svg"
+    elif metrics:
+        save_picture(curves.draw_training(metrics), folder / "curves")
+        pictures["Training"] = folder / "curves.svg"
+    write_file(out / "report.html", page(run_dir, out, record, metrics, pictures).encode())
+    return out / "report.html"
+
+
+# ---- report.html
 
 def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: dict[str, Path]) -> str:
     """The run as one HTML page that needs nothing else: pictures are inside, user text is escaped."""
@@ -99,10 +149,10 @@ def describe_choices(metrics: list[dict]) -> list[str]:
         return []
     rows = [(stage, record["alpha_steps"], f"{record['entropy']:.4f}", f"{100 * record['lead']:.1f} %",
              f"{record['clear_edges']} of {2 * progressive.EDGES}",
-             "next to chance" if progressive.next_to_chance(record) else "") for stage, record in last.items()]
+             "next to chance" if progressive.near_chance(record) else "") for stage, record in last.items()]
     head = ("stage", "alpha steps", "entropy of an edge's choice, in units of log K", "median lead of its winner",
             f"edges with a lead above {100 * progressive.CLEAR_LEAD:.0f} %", "")
-    advice = [f"<p>{progressive.ADVICE}</p>"] if any(map(progressive.next_to_chance, last.values())) else []
+    advice = [f"<p>{progressive.ADVICE}</p>"] if any(map(progressive.near_chance, last.values())) else []
     return ["<h2>How decided the choices are</h2>", table(rows, head), *advice]
 
 

@@ -1,5 +1,4 @@
 """The ImageNet pipeline: image files that are read, cropped and flipped by workers, and streamed to the device."""
-import logging
 import os
 import signal
 import threading
@@ -9,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision.transforms import v2
 
-import parallel
-from data import for_convolutions, share
-from folders import Folder, image_folders, read_image
+from harness import parallel
+from harness.log import log
+from input_pipeline.batches import batch_per_rank, for_convolutions
+from input_pipeline.folders import Folder, image_folders, read_image
 
 STATS = (.485, .456, .406), (.229, .224, .225)
-log = logging.getLogger("pdarts")
 
 
 class ImageFiles(Dataset):
@@ -105,14 +103,14 @@ def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int
     Raises as `image_folders` and `Batches`; ImageError names a bad file.
     """
     if training:
-        share(batch_size, world_size)  # before a million files are listed
+        batch_per_rank(batch_size, world_size)  # before a million files are listed
     train, val = folders(root)
     val_loader = eval_loader(val.samples, image_size, batch_size, workers, device, rank, world_size)
     if not training:
         return None, val_loader, train.classes
-    loader = training_loader(train.samples, image_size, batch_size, workers, seed, device, rank, world_size,
-                             jitter=[v2.ColorJitter(.4, .4, .4, .2)])
-    return loader, val_loader, train.classes
+    train_loader = training_loader(train.samples, image_size, batch_size, workers, seed, device, rank, world_size,
+                                   jitter=True)
+    return train_loader, val_loader, train.classes
 
 
 def folders(root: str) -> tuple[Folder, Folder]:
@@ -121,12 +119,14 @@ def folders(root: str) -> tuple[Folder, Folder]:
 
 
 def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
-                    rank: int = 0, world_size: int = 1, jitter=()) -> Loader:
+                    rank: int = 0, world_size: int = 1, jitter: bool = False) -> Loader:
     """Shuffled random crops, flipped at random, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
+    from torchvision.transforms import v2
     files = SeededFiles(samples, v2.Compose([
-        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *jitter, v2.PILToTensor()]))
+        v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(),
+        *([v2.ColorJitter(.4, .4, .4, .2)] if jitter else []), v2.PILToTensor()]))
     files.seed = seed
-    sampler, part = EpochSampler(files, world_size, rank, seed=seed), share(batch_size, world_size)
+    sampler, part = EpochSampler(files, world_size, rank, seed=seed), batch_per_rank(batch_size, world_size)
     # Deviation, as in Batches: no last batch of a single image.
     loader = Loader(files, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1,
                     persistent_workers=workers > 0, **_workers(workers, device))
@@ -138,6 +138,7 @@ def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size:
 def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
                 world_size: int = 1, persistent: bool = True) -> Loader:
     """The centres of all images, over all ranks each once. persistent: whether the workers wait for the next pass."""
+    from torchvision.transforms import v2
     files = ImageFiles(samples[rank::world_size], v2.Compose([
         v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
     return Loader(files, device, batch_size=max(1, batch_size // world_size),

@@ -1,11 +1,14 @@
 """Files of weights as people have them: what lies around the tensors, what their names begin with; no code is run."""
-import logging
+import io
 import re
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from harness.files import write_file
+from harness.log import log
 
 NESTED = ("state_dict", "network", "model", "model_state_dict")  # what checkpoints call the weights
 WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and torch.compile, in names
@@ -14,8 +17,6 @@ BESIDE = (  # what people save beside weights, and nobody needs to test them
     "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pathlib.PosixPath", "pathlib._local.PosixPath", "pathlib.WindowsPath", "pathlib._local.WindowsPath",
 )
-
-log = logging.getLogger("pdarts")
 
 
 class Ignored:
@@ -93,6 +94,20 @@ def sizes(path: str) -> dict:
     channels = len(tensors[stem])
     return {"kind": kind, "num_classes": len(tensors["classifier.weight"]), "layers": len(cells),
             "init_channels": channels // 3 if kind == "eval" else channels}
+
+
+def save(path: Path, network: nn.Module) -> None:
+    """Write a network's state_dict, on the CPU. Raises OSError."""
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def check_finite(network: nn.Module, label: str) -> None:
+    """Raise ValueError if the last step of an epoch, whose effect no loss has shown yet, has spoilt the weights."""
+    if not all(bool(p.isfinite().all()) for p in network.parameters()):
+        raise ValueError(f"the weights are not finite after {label}: lower --learning_rate or use --amp off; the last "
+                         "checkpoint is kept")
 
 
 # ---- how they fit

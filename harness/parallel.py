@@ -1,9 +1,7 @@
-"""torchrun, srun and their like: ranks, what they sum and share, who goes first, and how all of them stop together."""
+"""Several processes as one run: what they sum and share, who goes first, and how all of them stop together."""
 import contextlib
-import logging
 import os
 import platform
-import re
 import signal
 import time
 
@@ -11,64 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what a launcher says, the port aside
-log = logging.getLogger("pdarts")
+from harness import launchers
+from harness.cli import Stopped
+from harness.log import log
+
 _store: dist.Store | None = None  # where processes that join leave each other notes
-
-
-# ---- launchers
-
-def launched() -> bool:
-    """Whether a launcher started this process as one of several, and left its place in the environment variables PLACE.
-
-    torchrun does so, and whoever sets them by hand; srun's own are translated. Raises ValueError for half a set.
-    """
-    env = os.environ
-    if dist.is_torchelastic_launched():
-        return True
-    # A batch script, or a shell in an allocation, has SLURM_NTASKS too, but is not a step of several tasks.
-    if not env.get("RANK") and _is_number(env.get("SLURM_STEP_NUM_TASKS")) and int(env["SLURM_STEP_NUM_TASKS"]) > 1:
-        _translate_srun()
-    given = [name for name in PLACE[:3] if env.get(name)]  # MASTER_ADDR alone is set for others' sake
-    if not given or env.get("WORLD_SIZE") == "1":
-        return False
-    missing = [name for name in PLACE if not env.get(name)]
-    if missing:
-        raise ValueError(f"{', '.join(given)} set, but not {', '.join(missing)}: set all of {', '.join(PLACE)}, or "
-                         "none")
-    if not all(_is_number(env[name]) for name in PLACE[:3]) or int(env["RANK"]) >= int(env["WORLD_SIZE"]):
-        said = ", ".join(f"{name}={env[name]}" for name in PLACE[:3])
-        raise ValueError(f"{said} is no place among processes: RANK must be a number from 0 to WORLD_SIZE - 1, and "
-                         "LOCAL_RANK count a machine's own processes")
-    env.setdefault("MASTER_PORT", "29500")
-    return True
-
-
-def _is_number(text: str | None) -> bool:
-    return text is not None and text.isascii() and text.isdigit()
-
-
-def _translate_srun() -> None:
-    env = os.environ
-    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
-        if name not in env:
-            raise ValueError(f"SLURM_STEP_NUM_TASKS is set, but not {name}: start by srun or torchrun, or unset both")
-    env["RANK"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_LOCALID"]
-    env["WORLD_SIZE"] = env["SLURM_STEP_NUM_TASKS"]
-    env.setdefault("MASTER_ADDR", _first_host())
-    # Above the ports that systems use, below those that they hand out; each step of a job has its own.
-    job, step = (int(env[name]) if _is_number(env.get(name)) else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    env.setdefault("MASTER_PORT", str(10_000 + (job + 101 * step) % 20_000))
-
-
-def _first_host() -> str:
-    """The machine of an srun's first task; the one that srun was called on may be another, so it is asked last."""
-    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
-        return "127.0.0.1"
-    for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"):
-        if hosts := os.environ.get(name):
-            return re.sub(r"\[(\w+)[^]]*\]", r"\1", hosts).split(",")[0]  # n[01-03,7],m1 begins with n01
-    return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
 
 
 def init_distributed(device: torch.device) -> None:
@@ -77,7 +22,7 @@ def init_distributed(device: torch.device) -> None:
     Raises Stopped on all of them where two share a GPU, ValueError as `launched`.
     """
     global _store
-    if not launched():
+    if not launchers.launched():
         return
     env = os.environ
     try:
@@ -90,7 +35,7 @@ def init_distributed(device: torch.device) -> None:
         raise OSError(f"can't meet the other processes at {env['MASTER_ADDR']}:{env['MASTER_PORT']} "
                       f"({str(error)[:200]}): start all {env['WORLD_SIZE']} of them, with the address of rank 0's "
                       "machine and a port that is free there") from error
-    if not dist.is_torchelastic_launched():
+    if not launchers.is_torchrun():
         by = "srun" if env.get("SLURM_PROCID") == str(rank) else "the environment variable RANK"
         log.info(f"one of {world_size} processes by {by}; they meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']}")
     gpu = (platform.node(), str(torch.cuda.get_device_properties(device).uuid)) if device.type == "cuda" else None
@@ -109,12 +54,10 @@ def _check_gpus(gpu: tuple[str, str] | None) -> None:
                              "give --device cpu")
 
 
-def continue_command(words: str) -> str:
-    """The command line that starts this many processes of `words`."""
-    if dist.is_torchelastic_launched():
-        return f"torchrun --nproc_per_node={world_size()} {words}" if world_size() > 1 else f"python {words}"
-    by_srun = world_size() > 1 and os.environ.get("SLURM_PROCID") == os.environ["RANK"]
-    return f"srun --ntasks={world_size()} python {words}" if by_srun else f"python {words}"
+def leave() -> None:
+    """Part from the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ---- ranks, and what they share
@@ -174,8 +117,8 @@ def _wait_for(name: str) -> None:
     raise SystemExit(1)
 
 
-def wait_for_all() -> None:
-    """Go on when all processes have come here."""
+def barrier() -> None:
+    """Wait until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -198,7 +141,7 @@ def average_gradients(parameters) -> None:
             grad.copy_(mean.view_as(grad))
 
 
-def share_rank0(network: nn.Module, buffers_only: bool = False) -> None:
+def broadcast(network: nn.Module, buffers_only: bool = False) -> None:
     """Give every process the parameters and batch norm statistics of rank 0."""
     if dist.is_initialized():
         for tensor in [*network.buffers(), *([] if buffers_only else network.parameters())]:
@@ -207,16 +150,18 @@ def share_rank0(network: nn.Module, buffers_only: bool = False) -> None:
 
 # ---- stopping together
 
-class Stopped(Exception):
-    """All processes are to end: (exit status, the line that says why)."""
-
-
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 _signals: list[int] = []
 
 
+def catch_signals() -> None:
+    """From now on signals end the run between two steps, where `stop_if_asked` is called."""
+    for number in SIGNALS:
+        signal.signal(number, remember)
+
+
 def remember(number: int, frame) -> None:
-    """The handler of signals that end the run between two steps, where `stop_if_asked` is called."""
+    """The handler: note the signal."""
     _signals.append(number)
     # A second one ends the process at once; but torchrun passes on what a terminal or a cluster sent to all already.
     signal.signal(number, signal.SIG_IGN if dist.is_initialized() else signal.SIG_DFL)

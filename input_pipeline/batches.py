@@ -1,93 +1,13 @@
-"""Data sets by name, the search's two halves, and augmentation on the device; imagenet.py streams what is larger."""
-from typing import NamedTuple
+"""Batches of a dataset in memory, shuffled and augmented on the device; imagenet.py streams larger ones."""
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
-import sets
-from folders import read_folder
-
-DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
-CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
-               "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
+from input_pipeline.sets import DataSet
 
 
-class DataSet(NamedTuple):
-    train_images: Tensor  # (N, C, H, W) uint8 on the CPU, C = 3, or 1 for grey
-    train_target: Tensor  # (N,) int64
-    test_images: Tensor
-    test_target: Tensor
-    classes: list[str]
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...]
-    flip: bool  # does a mirror image keep its label?
-
-
-def load(name: str, root: str, image_size: int | None = None) -> DataSet:
-    """Load a data set, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
-
-    Raises ValueError or OSError, in one line, for an unknown name, a size below 8, and missing or damaged files.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
-    if image_size is not None and image_size < 8:
-        raise ValueError(f"image size {image_size} leaves less than 2x2 pixels after two reductions: use 8 or more")
-    if name == "digits":
-        parts = sets.read_digits()
-    elif name == "fashion_mnist":
-        parts = sets.read_fashion_mnist(root)
-    elif name == "folder":
-        parts = read_folder(root, image_size or 32)
-    else:
-        parts = sets.read_torchvision(name, root)
-    train, train_target, test, test_target, classes = parts
-    if name == "fashion_mnist" and image_size in (None, 32):
-        train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))
-    if image_size not in (None, train.shape[-1]):
-        train, test = (torch.cat([v2.functional.resize(part, [image_size, image_size], antialias=True)
-                                  for part in images.split(1000)]) for images in (train, test))
-    if name in CIFAR_STATS:
-        mean, std = CIFAR_STATS[name]
-    else:
-        stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
-        mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
-    return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
-
-
-def describe(classes: list[str], mean, std, image_size: int) -> dict:
-    """What one has to know of a data set to predict with a network trained on it, as it is written into files.
-
-    mean, std: per channel, of pixels in [0, 1]; written for RGB, where grey images have three equal channels.
-    """
-    return {"classes": list(classes), "mean": [*mean] * (3 // len(mean)), "std": [*std] * (3 // len(std)),
-            "image_size": image_size}
-
-
-def part_ends(count: int, train_portion: float, valid_portion: float | None, what: str) -> tuple[int, int]:
-    """Where, of `count` images, those for the weights end, and those for the alphas after them: all, or a share.
-
-    Raises ValueError, which names `what` the images are, where either gets none.
-    """
-    n = int(count * train_portion)
-    end = count if valid_portion is None else n + int(count * valid_portion)
-    if not 0 < n < end:
-        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
-            "--valid_portion", valid_portion)
-        raise ValueError(f"{option} leaves {what}, of {count} images, without any for the "
-                         f"{'alphas' if n else 'weights'}: change {value}, or add images")
-    return n, end
-
-
-def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
-    """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
-    images, target = dataset.train_images, dataset.train_target
-    n, end = part_ends(len(images), train_portion, valid_portion, "the training set")
-    return (images[:n], target[:n]), (images[n:end], target[n:end])
-
-
-def share(batch_size: int, world_size: int) -> int:
+def batch_per_rank(batch_size: int, world_size: int) -> int:
     """Each process's part of a training batch; ValueError where it is not even, or less than 2 images."""
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch size {batch_size} cannot be shared by {world_size} process(es): use a multiple of it, "
@@ -117,7 +37,7 @@ def windows(flat: Tensor, start: Tensor, length: int) -> Tensor:
     return flat[start[:, None] + torch.arange(length, device=start.device)]
 
 
-def carry(flat: Tensor, start: Tensor, length: int, device) -> Tensor:
+def copy_from_host(flat: Tensor, start: Tensor, length: int, device) -> Tensor:
     """The same out of the host's memory; where that is pinned, no copy waits for another."""
     runs = torch.empty(len(start), length, dtype=flat.dtype, device=device)
     for run, first in zip(runs, start.tolist()):
@@ -141,7 +61,7 @@ class Batches:
 
     def __init__(self, images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, seed: int,
                  cutout: int = 0, rank: int = 0, world_size: int = 1):
-        share(batch_size, world_size)
+        batch_per_rank(batch_size, world_size)
         self.batch_size, self.dataset, self.device, self.cutout = batch_size, dataset, device, cutout
         self.rank, self.world_size = rank, world_size
         # Deviation: a last batch of less than two images per process is left out, batch norm cannot train on it.
@@ -191,8 +111,8 @@ class Batches:
     def crop(self, index: Tensor, top: Tensor, left: Tensor) -> Tensor:
         C, S, P = self.channels, self.size, self.pitch
         start, length = index * (C * P * P) + top * P + left, C * P * P
-        runs = windows(self.flat, start, length) if self.resident else carry(self.flat, start, length, self.device)
-        return runs.view(-1, C, P, P)[:, :, :S, :S]
+        copy = windows if self.resident else partial(copy_from_host, device=self.device)
+        return copy(self.flat, start, length).view(-1, C, P, P)[:, :, :S, :S]
 
     def augment(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Crop, flip, normalise and cut out, for all images at once, as `draws` (6, B) says."""

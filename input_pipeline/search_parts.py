@@ -7,19 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data
-import imagenet
-import parallel
 import utils
-from genotypes import NODES
-from progressive import EDGES, Stage
+from harness import parallel
+from input_pipeline import imagenet
+from input_pipeline.batches import Batches, batch_per_rank, eval_batches
+from input_pipeline.sets import DataSet, load
 
 Samples = list[tuple[str, int]]  # (path, label)
 
 
 class SearchData(NamedTuple):
-    train_batches: "data.Batches | FileBatches"  # for the weights
-    valid_batches: "data.Batches | FileBatches"  # for the alphas
+    train_batches: "Batches | FileBatches"  # for the weights
+    valid_batches: "Batches | FileBatches"  # for the alphas
     validation: partial  # () -> a pass over the alphas' images as they are
     num_images: tuple[int, int]  # for the weights, for the alphas
     classes: list[str]
@@ -27,7 +26,7 @@ class SearchData(NamedTuple):
 
 
 class FileBatches:
-    """Shuffled batches of augmented image files, streamed: as data.Batches, but where they go on is told by `seek`.
+    """Shuffled batches of augmented image files, streamed: as Batches, but where they go on is told by `seek`.
 
     An image depends on the seed, the pass and its number alone, whatever the workers. Yields (B, 3, S, S) float32 and
     (B,); `batch_size` is the total over all ranks. ImageError names a bad file.
@@ -84,39 +83,9 @@ def seek(source: SearchData, stage: int, epoch: int, done: int, args: Namespace)
     source.valid_batches.seek(learning * steps + (done if epoch >= resting else 0))
 
 
-def least_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
-    """Bytes of memory that an image of size x size pixels, behind the stem, takes in a weight step, at the least.
-
-    One float32 map for each candidate of each edge; with `grad_checkpoint` those of the first cell and all cells'
-    outputs. Measured were 1.3 to 1.9 times as many.
-    """
-    reductions = stage.layers // 3, 2 * stage.layers // 3
-    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # half the numbers after each
-    maps = EDGES * stage.num_candidates * cells[0] + NODES * sum(cells) if grad_checkpoint else (
-        EDGES * stage.num_candidates * sum(cells))
-    return 4 * stage.channels * size**2 * maps
-
-
-def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.device) -> None:
-    """Raise ValueError where images are too small for the stem, or so large that the stage can't fit the device."""
-    if args.stem == "imagenet" and image_size < 32:
-        raise ValueError(f"--stem imagenet needs images of 32x32 or more, not {image_size}x{image_size}: give "
-                         "--stem cifar, or a larger --image_size")
-    memory = utils.device_memory(device)
-    share = data.share(args.batch_size, parallel.world_size()) / (1 if args.amp == "off" else 2)
-    size = image_size / (8 if args.stem == "imagenet" else 1)
-    needed = share * least_bytes(stage, size, args.grad_checkpoint)
-    if memory is not None and needed > memory:
-        instead = [hint for hint, helps in (("--stem imagenet", args.stem == "cifar" and image_size >= 32),
-                                            ("--grad_checkpoint", not args.grad_checkpoint)) if helps]
-        raise ValueError(f"stage {stage.number} needs at least {needed / 2**30:.0f} GiB of memory at "
-                         f"{image_size}x{image_size} with --stem {args.stem}, and there are {memory / 2**30:.1f}: give "
-                         f"{', '.join([*instead, 'a smaller --batch_size or --image_size'])}")
-
-
 def open_data(args: Namespace, device: torch.device) -> SearchData:
     """The data that the options name. Raises ValueError, OSError."""
-    data.share(args.batch_size, parallel.world_size())  # before a million files are listed
+    batch_per_rank(args.batch_size, parallel.world_size())  # before a million files are listed
     return from_files(args, device) if args.dataset == "imagenet" else in_memory(args, device)
 
 
@@ -124,13 +93,13 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
     """The halves of a set that fits the device, split in stored order."""
     place = parallel.rank(), parallel.world_size()
     with parallel.rank0_first():  # one process downloads
-        dataset = data.load(args.dataset, args.tmp_data_dir, args.image_size)
-    parts = data.search_split(dataset, args.train_portion, args.valid_portion)
+        dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
+    parts = search_split(dataset, args.train_portion, args.valid_portion)
     image_size = dataset.train_images.size(-1)
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
-    weights, alphas = (data.Batches(*part, args.batch_size, dataset, device, utils.derive_seed(args.seed, half), cutout,
+    weights, alphas = (Batches(*part, args.batch_size, dataset, device, utils.derive_seed(args.seed, half), cutout,
                                     *place) for half, part in enumerate(parts))
-    validation = partial(data.eval_batches, *parts[1], args.batch_size, dataset, device, *place)
+    validation = partial(eval_batches, *parts[1], args.batch_size, dataset, device, *place)
     return SearchData(weights, alphas, validation, tuple(len(target) for _, target in parts), dataset.classes,
                       image_size)
 
@@ -153,6 +122,28 @@ def from_files(args: Namespace, device: torch.device) -> SearchData:
     return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, parts)), train.classes, args.image_size)
 
 
+def part_ends(count: int, train_portion: float, valid_portion: float | None, what: str) -> tuple[int, int]:
+    """Where, of `count` images, those for the weights end, and those for the alphas after them: all, or a share.
+
+    Raises ValueError, which names `what` the images are, where either gets none.
+    """
+    n = int(count * train_portion)
+    end = count if valid_portion is None else n + int(count * valid_portion)
+    if not 0 < n < end:
+        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
+            "--valid_portion", valid_portion)
+        raise ValueError(f"{option} leaves {what}, of {count} images, without any for the "
+                         f"{'alphas' if n else 'weights'}: change {value}, or add images")
+    return n, end
+
+
+def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
+    """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
+    images, target = dataset.train_images, dataset.train_target
+    n, end = part_ends(len(images), train_portion, valid_portion, "the training set")
+    return (images[:n], target[:n]), (images[n:end], target[n:end])
+
+
 def draw_samples(samples: Samples, classes: list[str], train_portion: float, valid_portion: float | None,
                  seed: int) -> tuple[Samples, Samples]:
     """Two disjoint samples, these shares of every class, drawn by the seed; without the second share all of the rest.
@@ -163,7 +154,7 @@ def draw_samples(samples: Samples, classes: list[str], train_portion: float, val
     for sample in samples:
         of_class[sample[1]].append(sample)
     for name, own in zip(classes, of_class):
-        n, end = data.part_ends(len(own), train_portion, valid_portion, f"class {name}")
+        n, end = part_ends(len(own), train_portion, valid_portion, f"class {name}")
         order = random.permutation(len(own))
         for part, chosen in zip(parts, (order[:n], order[n:end])):
             part += [own[i] for i in chosen]

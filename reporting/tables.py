@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-import runs
-from visualize import STYLE, render
+from harness.files import replace_file
+from reporting.curves import STYLE, render
 
 NOTHING = "–"
 SHARED = {"data": "Data of all searches", "device": "Device of all searches", "evaluation": "All evaluations"}
@@ -132,7 +132,7 @@ def plot(rows: list[dict], path: Path) -> None:
     for ax, setting in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings):
         draw_setting(ax, [row for row in rows if row["n"] and row["setting"] == setting])
         ax.set_title(", ".join(describe_setting(setting)), loc="left")
-    runs.replace_file(path, render(figure, path.suffix[1:]))
+    replace_file(path, render(figure, path.suffix[1:]))
 
 
 def draw_setting(ax, rows: list[dict]) -> None:

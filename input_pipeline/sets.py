@@ -1,16 +1,77 @@
-"""The published data sets, from their files or a download: each reader gives images (N, C, H, W) uint8 and labels (N,),
-for training and for testing, and the class names."""
+"""Datasets by name, as tensors in memory: the published ones from their files or a download, or a folder of images."""
 import gzip
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
+import torch.nn.functional as F
 from torch import Tensor
 
+from input_pipeline.folders import read_folder
+
+DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
+CIFAR_STATS = {"cifar10": ((.49139968, .48215827, .44653124), (.24703233, .24348505, .26158768)),
+               "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761))}
+FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                   "Ankle boot")
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of the package dataset-fashion-mnist
 
+
+class DataSet(NamedTuple):
+    train_images: Tensor  # (N, C, H, W) uint8 on the CPU, C = 3, or 1 for grey
+    train_target: Tensor  # (N,) int64
+    test_images: Tensor
+    test_target: Tensor
+    classes: list[str]
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    flip: bool  # does a mirror image keep its label?
+
+
+def load(name: str, root: str, image_size: int | None = None) -> DataSet:
+    """Load a data set, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
+
+    Raises ValueError or OSError, in one line, for an unknown name, a size below 8, and missing or damaged files.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+    if image_size is not None and image_size < 8:
+        raise ValueError(f"image size {image_size} leaves less than 2x2 pixels after two reductions: use 8 or more")
+    if name == "digits":
+        parts = read_digits()
+    elif name == "fashion_mnist":
+        parts = read_fashion_mnist(root)
+    elif name == "folder":
+        parts = read_folder(root, image_size or 32)
+    else:
+        parts = read_torchvision(name, root)
+    train, train_target, test, test_target, classes = parts
+    if name == "fashion_mnist" and image_size in (None, 32):
+        train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))
+    if image_size not in (None, train.shape[-1]):
+        from torchvision.transforms import v2
+        train, test = (torch.cat([v2.functional.resize(part, [image_size, image_size], antialias=True)
+                                  for part in images.split(1000)]) for images in (train, test))
+    if name in CIFAR_STATS:
+        mean, std = CIFAR_STATS[name]
+    else:
+        stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
+        mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
+    return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
+
+
+def describe(classes: list[str], mean, std, image_size: int) -> dict:
+    """What one has to know of a data set to predict with a network trained on it, as it is written into files.
+
+    mean, std: per channel, of pixels in [0, 1]; written for RGB, where grey images have three equal channels.
+    """
+    return {"classes": list(classes), "mean": [*mean] * (3 // len(mean)), "std": [*std] * (3 // len(std)),
+            "image_size": image_size}
+
+
+# ---- readers: images (N, C, H, W) uint8 and labels (N,), for training and for testing, and the class names
 
 def read_digits():
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
@@ -36,6 +97,7 @@ def read_torchvision(name: str, root: str):
 
 def download(cls: str, root: str, files: str, **split):
     """Open a torchvision data set, downloading it if need be; OSError says which files were expected where."""
+    import torchvision
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # a machine without internet should hear so soon
     try:
@@ -55,8 +117,7 @@ def read_fashion_mnist(root: str):
         paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]  # plain comes before .gz
         if len(paths) == 4:
             train, train_target, test, test_target = map(read_idx, paths)
-            classes = torchvision.datasets.FashionMNIST.classes
-            return train[:, None], train_target.long(), test[:, None], test_target.long(), classes
+            return train[:, None], train_target.long(), test[:, None], test_target.long(), FASHION_CLASSES
     download("FashionMNIST", root, "FashionMNIST/raw/train-images-idx3-ubyte")
     return read_fashion_mnist(root)
 

@@ -1,6 +1,4 @@
 """Image files: reading one, finding them in folders of classes, and reading whole folders into memory."""
-import contextlib
-import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 from tqdm import tqdm
 
+import utils
+from harness.log import log
+
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # What file managers and archives of other systems leave behind, besides names that begin with a dot.
 LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
-log = logging.getLogger("pdarts")
 # Pillow warns of what it raises an error for anyway, and of large images or odd metadata, which are no matter here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -208,6 +207,7 @@ def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, l
 
 def _read_all(paths: list[str], size: int, label: str) -> tuple[Tensor, int]:
     """All images, (N, 3, size, size) uint8, and how many were transparent; a bar shows it on a terminal."""
+    from torchvision.transforms import v2
     fit = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
@@ -234,21 +234,7 @@ def _cores() -> int:
 
 def check_memory(needed: int, size: int) -> None:
     """Raise ValueError where that many bytes of images exceed the free memory, if the system says how much it is."""
-    free = free_memory()
+    free = utils.free_memory()
     if free is not None and needed > free:
         raise ValueError(f"the images need {needed / 2 ** 30:.1f} GiB of memory at {size}x{size}, and "
                          f"{free / 2 ** 30:.1f} GiB are free: give a smaller --image_size, or fewer images")
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that a process may still have, by Linux and its container's limit; None where unknown."""
-    known = []
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        known.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError):  # no container, no limit: "max"
-        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(known, default=None)

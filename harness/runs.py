@@ -1,0 +1,238 @@
+"""A run: its directory, its options, how far it is, and the checkpoint from which it is resumed."""
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from datetime import datetime
+from pathlib import Path
+
+import numpy
+import torch
+import torch.distributed as dist
+
+from harness import launchers, parallel, weights
+from harness.files import write_file
+from harness.log import log, log_to_file
+from harness.scalars import scalar_writer
+
+
+class Run:
+    """A run that saves itself: after each epoch, and mid-epoch when a signal or a bad image stops it.
+
+    path: its directory. next_epoch: counted from 0 (in a search, within its stage). metrics: the records of all epochs.
+    state: what a kind of run adds, a dataclass. parts: what else a checkpoint holds, by name, see `keep`. costs: those
+    of all epochs, relative to each other, from which the remaining time is estimated.
+    """
+
+    @classmethod
+    def open(cls, kind: str, args: Namespace, device: str, state) -> "Run":
+        """A new run in SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
+
+        device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
+        end the run between steps. All processes call it. Raises OSError, and ValueError if the checkpoint is damaged.
+        """
+        path = open_directory(kind, args, device)
+        if parallel.rank() == 0:
+            log_to_file(path / "log.txt")
+        parallel.catch_signals()
+        return cls(kind, path, args, state)
+
+    def __init__(self, kind: str, path: Path, args: Namespace, state):
+        self.kind, self.path, self.args, self.state = kind, path, args, state
+        self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, [1.0] * args.epochs
+        self._saved = load_checkpoint(path, kind) or {}  # of the parts, until they have taken it
+        if self._saved:
+            self.next_epoch, self.metrics = self._saved.pop("epoch"), self._saved.pop("metrics")
+            for name in vars(state):
+                setattr(state, name, self._saved.pop(name))
+        first = parallel.rank() == 0
+        if first and self.metrics:
+            self._write_history()  # the kill may have come before it, or it is damaged
+        self._write_scalars = scalar_writer(path, len(self.metrics)) if first and args.tensorboard else None
+
+    def keep(self, **parts) -> None:
+        """Save these parts (network, optimizer, ...) in each checkpoint; each first takes its saved state, if any.
+
+        Raises ValueError if a saved state does not match.
+        """
+        self.parts = parts
+        for name, part in parts.items():
+            self._restore(name, part)
+
+    def _restore(self, name: str, part) -> None:
+        try:
+            if name in self._saved:
+                part.load_state_dict(self._saved.pop(name))
+        except RuntimeError:
+            raise ValueError(f"the checkpoint's {name} does not match: use the data that the run began with") from None
+
+    def epochs_left(self) -> range:
+        return range(self.next_epoch, self.args.epochs)
+
+    @contextlib.contextmanager
+    def epoch(self, meter):
+        """Run an epoch, or the rest of one; if all processes stop in it, save the run and its meter mid-epoch."""
+        self._restore("meter", meter)
+        try:
+            yield
+            log.info(f"{meter.label} done, ETA {in_words(self.seconds_left(1.0, meter.elapsed()))}")
+        except parallel.Stopped:
+            weights.check_finite(self.parts["network"], meter.label)
+            self._save_checkpoint(self.parts | {"meter": meter})
+            parallel.barrier()
+            raise
+
+    def end_epoch(self, record: dict) -> None:
+        """Log an epoch and write checkpoint.pt, then what follows from it. All processes call it. Raises OSError."""
+        log.info(json.dumps(record))
+        self.next_epoch += 1
+        self.metrics.append(record)
+        self._save_checkpoint(self.parts)
+        if parallel.rank() == 0:
+            self._write_history()
+        if self._write_scalars:
+            self._write_scalars(len(self.metrics) - 1, record)
+
+    def seconds_left(self, fraction: float = 0.0, elapsed: float = 0.0) -> float:
+        """Seconds until the run ends; `fraction` of the current epoch took `elapsed` seconds."""
+        return seconds_left(self.costs, [record["seconds"] for record in self.metrics], fraction, elapsed)
+
+    def device_hours(self) -> float:
+        return sum(record["seconds"] for record in self.metrics) * parallel.world_size() / 3600
+
+    def _save_checkpoint(self, parts: dict) -> None:
+        """Write the run and these parts. All processes call it. Raises OSError."""
+        states = {name: part.state_dict() for name, part in parts.items()}  # of the meter: over all processes
+        if parallel.rank() == 0:
+            save_checkpoint(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,
+                                        **vars(self.state), **states})
+
+    def _write_history(self) -> None:
+        """Write metrics.jsonl and a search's alphas.npz, whole each time, so that they match the checkpoint."""
+        write_file(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in self.metrics).encode())
+        if hasattr(self.state, "alphas"):
+            buffer = io.BytesIO()
+            numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in self.state.alphas.items()})
+            write_file(self.path / "alphas.npz", buffer.getvalue())
+
+
+def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
+    """Write checkpoint.pt, and keep the one before it as previous.pt. Raises OSError.
+
+    One dictionary: "kind", "epoch" (the next one), "metrics", what the kind of run adds (a search "stage", "normal" and
+    "reduce", the candidates on each edge, and "alphas"; an evaluation "best_acc" and "best_epoch"), the state_dicts of
+    the run's parts by name, and mid-epoch that of its "meter". A SHA-256 follows what torch.save writes, because
+    torch.load does not notice flipped bits; it ignores the SHA.
+    """
+    buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
+    torch.save(checkpoint, buffer)
+    if path.exists():
+        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy: at no moment is there no checkpoint
+    write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
+
+
+def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
+    """A run's checkpoint, on the CPU, or None before the first; never runs code. Raises ValueError if it is damaged."""
+    path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+        with contextlib.suppress(Exception):  # a foreign file can fail in any way
+            checkpoint = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+            if checkpoint["kind"] == kind:
+                return checkpoint
+    command = shlex.join(["mv", str(previous), str(path)])
+    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
+    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
+
+
+# ---- the remaining time
+
+def seconds_left(costs: list[float], seconds: list[float], fraction: float = 0.0, elapsed: float = 0.0) -> float:
+    """Seconds that the rest of a run will take, at the pace of its last 5 epochs, or of its first one so far.
+
+    costs: of all its epochs, relative to each other; seconds: those of the finished epochs. `fraction` of the current
+    epoch took `elapsed` seconds.
+    """
+    n, begun = len(seconds), fraction * costs[len(seconds)]
+    pace = sum(seconds[-5:]) / sum(costs[:n][-5:]) if n else elapsed / begun
+    return (sum(costs[n:]) - begun) * pace
+
+
+def in_words(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+# ---- directories
+
+def open_directory(kind: str, args: Namespace, device: str) -> Path:
+    """Choose the directory on rank 0, tell the others, and set args.resume to it. Raises OSError."""
+    box = [None]
+    if parallel.rank() == 0:
+        save = Path(args.save)
+        box[0] = args.resume or _restarted_run(save, kind) or _new_run(save, kind, args, device)
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    args.resume = str(box[0])
+    return Path(args.resume)
+
+
+def _new_run(save: Path, kind: str, args: Namespace, device: str) -> str:
+    record = {
+        "kind": kind, "args": vars(args), "command": shlex.join(["python", *sys.argv]),
+        "device": device, "processes": parallel.world_size(), "launch": _launch_id(), "git": _git_commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": importlib.metadata.version("torchvision"), "numpy": numpy.__version__},
+    }
+    name = f"{kind}-{args.note}-{datetime.now():%Y%m%d-%H%M%S}"
+    for i in itertools.count(1):  # two runs may start in the same second
+        run_dir = save / (name if i == 1 else f"{name}-{i}")
+        try:
+            save.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir()
+            write_file(run_dir / "args.json", json.dumps(record, indent=2).encode())
+        except FileExistsError:
+            if run_dir.is_dir():
+                continue
+            raise OSError(f"can't create the directory {run_dir}: a file has its name; choose another --save") from None
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # it has no args.json
+            raise OSError(f"can't create the directory {run_dir} ({error.strerror}): choose another --save") from error
+        return str(run_dir)
+
+
+def _launch_id() -> str | None:
+    """What a torchrun launch and its restarts have in common: its run id, or without one its process."""
+    if not launchers.is_torchrun():
+        return None
+    run_id = os.environ["TORCHELASTIC_RUN_ID"]
+    return run_id if run_id != "none" else f"{platform.node()}-{os.getppid()}"
+
+
+def _restarted_run(save: Path, kind: str) -> str | None:
+    """The directory that this torchrun launch began before a process died (--max-restarts)."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        for path in save.glob(f"{kind}-*/args.json"):
+            if json.loads(path.read_text())["launch"] == _launch_id():
+                return str(path.parent)
+    return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError):  # git is not installed
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None

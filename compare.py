@@ -1,10 +1,10 @@
-"""Compare runs: searches, what they found and cost, and what the evaluation runs that trained it reached.
+"""Compare runs: searches, their cells and costs, and the errors of the evaluation runs that trained these cells.
 
     python compare.py RUN_DIR... [--json | --markdown | --latex] [--plot FILE]
-An evaluation run belongs to a search when it trained that search's cell, or the one that its first stage alone would
-give. Searches that differ in nothing but the seed share a row: mean and standard deviation (n - 1) over them, each by
-the mean of its evaluations. So do all random:SEED cells, the baseline that every other row is compared with. A row of
-one cell is over its evaluation runs. Hours are those of one search, and of one evaluation, times processes.
+An evaluation run belongs to a search if it trained that search's cell, or the cell of its first stage alone. Searches
+that differ only in the seed share a row: mean and standard deviation (n - 1) over the searches, of each the mean of its
+evaluations. All random:SEED cells share a row, too, the baseline of every other row. A row of one cell is over its
+evaluation runs. Hours are device-hours, of one search and of one evaluation.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ from harness.log import log
 from reporting import tables
 from reporting.tables import MAIN
 
-# what runs of the same experiment may differ in; the cell is compared by itself
+# options in which runs of the same experiment may differ; their cells are compared separately
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "workers", "report_freq", "device", "compile", "deterministic",
               "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint"}
 FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
@@ -30,20 +30,20 @@ FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device",
 # ---- runs
 
 def read_run(run_dir: str) -> dict:
-    """What a run directory holds: args.json's entries and the name, path, metrics and genotype. Raises ValueError."""
+    """A run directory's content: the entries of args.json, name, path, metrics and genotype. Raises ValueError."""
     path = Path(run_dir)
     record, metrics = records.read_run(path)
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
-    absent = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # of older runs; has none
-    args = absent | {key: value for key, value in record["args"].items() if value is not None}
-    where = args.pop("tmp_data_dir", "")
-    if args["dataset"] in ("folder", "imagenet"):  # the folder is the data set, wherever a machine has it
-        args["tmp_data_dir"] = Path(where).name
+    missing = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # older runs; no option
+    args = missing | {key: value for key, value in record["args"].items() if value is not None}
+    folder = args.pop("tmp_data_dir", "")
+    if args["dataset"] in ("folder", "imagenet"):  # its name is the dataset's, on any machine
+        args["tmp_data_dir"] = Path(folder).name
     return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args}
 
 
 def state(run: dict) -> str:
-    """"finished", or how far the run is."""
+    """"finished", or the progress of an unfinished run."""
     if not run["metrics"]:
         return "no epoch yet"
     last, epochs = run["metrics"][-1], run["args"]["epochs"]
@@ -53,7 +53,7 @@ def state(run: dict) -> str:
 
 
 def trained(search: dict, evaluation: dict) -> bool:
-    """Whether an evaluation run trained this search's cell; before it has written the cell, its --arch tells."""
+    """Whether an evaluation run trained this search's cell; decided by --arch until both have written their cells."""
     if search["genotype"] and evaluation["genotype"]:
         return search["genotype"] == evaluation["genotype"]
     return Path(evaluation["args"]["arch"]).resolve() == search["path"].resolve()
@@ -66,13 +66,13 @@ def hours(run: dict, stages=(1, 2, 3)) -> float:
 
 
 def differing(runs: list[dict], dataset: str) -> list[str]:
-    """The options, beyond MAIN, in which the runs on this data set differ."""
+    """The options, beyond MAIN, in which the runs on this dataset differ."""
     options = [run["args"] for run in runs if run["args"]["dataset"] == dataset]
     names = {name for args in options for name in args} - INCIDENTAL - set(MAIN)
     return [name for name in sorted(names) if len({str(args.get(name)) for args in options}) > 1]
 
 
-# ---- cells: a search's, that of its first stage, and those that nobody here has searched, with their evaluation runs
+# ---- cells: of searches, of their first stages, and others, each with its evaluation runs
 
 def list_cells(searches: list[dict], evaluations: list[dict]) -> list[dict]:
     """Every cell with its evaluation runs, and the "group" whose cells share a row."""
@@ -80,10 +80,12 @@ def list_cells(searches: list[dict], evaluations: list[dict]) -> list[dict]:
     for search in searches:
         own = [run for run in evaluations if trained(search, run)]
         cells.append(searched_cell(search, own))
+        # The cell of the first stage alone is listed only if a run has trained it.
         if rest and (genotype := first_stage_cell(search)):
             own = [run for run in rest if run["genotype"] == genotype]
             rest = [run for run in rest if run not in own]
             cells += [searched_cell(search, own, genotype)] if own else []
+    # The remaining runs trained cells that were not searched here: one entry per cell.
     others = {}
     for run in rest:
         others.setdefault(json.dumps(run["genotype"] or run["args"]["arch"]), []).append(run)
@@ -91,7 +93,7 @@ def list_cells(searches: list[dict], evaluations: list[dict]) -> list[dict]:
 
 
 def first_stage_cell(search: dict) -> genotypes.Genotype | None:
-    """What a search would have found in its first stage alone, once that is over. Raises ValueError."""
+    """The cell that a search would find in its first stage alone; None before the stage ends. Raises ValueError."""
     stage1 = sum(record["stage"] == 1 for record in search["metrics"])
     if stage1 < search["args"]["epochs"] or not (search["path"] / "alphas.npz").exists():
         return None
@@ -99,7 +101,7 @@ def first_stage_cell(search: dict) -> genotypes.Genotype | None:
 
 
 def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> dict:
-    """A search's cell, or if given its first stage's."""
+    """The cell of a search, or of its first stage if that is given."""
     args = {key: value for key, value in search["args"].items() if key not in INCIDENTAL}
     rates = args.get("dropout_rate", [])
     plain = rates and not any(rates)  # no skip dropout
@@ -114,7 +116,7 @@ def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> di
 
 
 def read_sizes(search: dict) -> dict:
-    """What genotypes.json says of the cell of a search, and its skip-connects without a limit. Raises ValueError."""
+    """The sizes of a search's cell in genotypes.json, and the unrestricted cell's skip-connects. Raises ValueError."""
     path = search["path"] / "genotypes.json"
     try:
         table = json.loads(path.read_text())
@@ -122,11 +124,11 @@ def read_sizes(search: dict) -> dict:
         return {"found_skips": next((entry["skips"] for entry in table if entry["max_skip"] is None), None),
                 **{key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}}
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged: --resume {search['path']} writes it anew") from None
+        raise ValueError(f"{path} is damaged: --resume {search['path']} writes it again") from None
 
 
 def other_cell(evaluations: list[dict]) -> dict:
-    """A cell that no search here has found."""
+    """A cell that none of the given searches has found."""
     arch, genotype = evaluations[0]["args"]["arch"], evaluations[0]["genotype"]
     published = arch in genotypes.PUBLISHED or genotype in genotypes.PUBLISHED.values()
     kind = "random" if arch.startswith("random:") else "published" if published else "other"
@@ -138,28 +140,29 @@ def other_cell(evaluations: list[dict]) -> dict:
 # ---- rows
 
 def compare(run_dirs: list[str]) -> list[dict]:
-    """The rows, all with FIELDS: each group of cells with each setting that they were trained in, searches first."""
+    """The rows, all with FIELDS: one per group of cells and setting that they were trained in, searches first."""
     read = [read_run(run_dir) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
     searches, evaluations = ([run for run in read if (run["kind"] == "search") is wanted] for wanted in (True, False))
     groups, rows = {}, []
     for cell in list_cells(searches, evaluations):
         groups.setdefault(cell["group"], []).append(cell)
     for cells in groups.values():
+        # The group's evaluation runs by setting: MAIN, and the other options in which runs on the dataset differ.
         settings = {}
         for run in sum((cell["evaluations"] for cell in cells), []):
             setting = {key: run["args"].get(key) for key in MAIN + differing(evaluations, run["args"]["dataset"])}
             settings.setdefault(json.dumps(setting), (setting, []))[1].append(run)
         for setting, own in settings.values() or [(None, [])]:
-            # a search whose cell nobody has trained yet shows up, another cell does not
-            there = [cell for cell in cells if cell["search"] or any(run in own for run in cell["evaluations"])]
-            parts = [describe_cell(cell, [run for run in cell["evaluations"] if run in own]) for cell in there]
-            rows.append(dict.fromkeys(FIELDS) | describe_finding(there, parts, searches)
+            # A search is listed even if no run has trained its cell yet, another cell is not.
+            listed = [cell for cell in cells if cell["search"] or any(run in own for run in cell["evaluations"])]
+            parts = [describe_cell(cell, [run for run in cell["evaluations"] if run in own]) for cell in listed]
+            rows.append(dict.fromkeys(FIELDS) | describe_finding(listed, parts, searches)
                         | (describe_evaluations(parts, setting) if own else {}) | {"cells": parts})
     return add_differences(sorted(rows, key=lambda row: list(tables.COLORS).index(row["kind"])))
 
 
 def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
-    """One cell and its evaluation runs; unfinished ones are named, not counted."""
+    """One cell and its evaluation runs; unfinished ones are listed, not counted."""
     done = [run for run in evaluations if state(run) == "finished"]
     part = {key: cell.get(key) for key in ("name", "seed", "state", "hours", "genotype", "skips", "found_skips",
                                            "parameters", "multiply_adds")}
@@ -176,7 +179,7 @@ def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
 
 
 def describe_finding(cells: list[dict], parts: list[dict], searches: list[dict]) -> dict:
-    """The part of a row on its cells and on how they were found, means over them."""
+    """The fields of a row on its cells and their searches, as means over several."""
     ready = [part for part in parts if part["state"] in (None, "finished")] or parts
     row = {key: mean([part[key] for part in ready if part[key] is not None])
            for key in ("hours", "skips", "found_skips", "parameters", "multiply_adds")}
@@ -194,19 +197,19 @@ def describe_finding(cells: list[dict], parts: list[dict], searches: list[dict])
 
 
 def name_searches(cells: list[dict], searches: list[dict]) -> str:
-    """A search's name; of several their kind, and the options that tell them from the other searches."""
+    """One search's name; for several, their kind and the options that distinguish them from the other searches."""
     name, args = cells[0]["name"], cells[0]["search"]["args"]
     if len(cells) == 1:
         return f"one stage of {name}" if cells[0]["kind"] == "one stage" else name
-    told = [key for key in MAIN if len({str(run["args"].get(key)) for run in searches}) > 1]
-    told += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
+    shown = [key for key in MAIN if len({str(run["args"].get(key)) for run in searches}) > 1]
+    shown += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
     rates = {str(run["args"].get("dropout_rate")) for run in searches if any(run["args"].get("dropout_rate") or [])}
-    told += ["dropout_rate"] if len(rates) > 1 else []
-    return ", ".join([cells[0]["label"], *(f"{key} {args.get(key)}" for key in told)])
+    shown += ["dropout_rate"] if len(rates) > 1 else []
+    return ", ".join([cells[0]["label"], *(f"{key} {args.get(key)}" for key in shown)])
 
 
 def describe_evaluations(parts: list[dict], setting: dict) -> dict:
-    """The part of a row on evaluation runs in one setting: of one cell over runs, of several over their means."""
+    """The fields of a row on evaluation runs in one setting: over one cell's runs, or over the means of several."""
     trained = [part for part in parts if part["n"]]
     several = len(trained) > 1
     row = {"setting": setting, "over": "runs" if not several else "searches" if parts[0]["state"] else "cells",
@@ -224,13 +227,13 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
 
 
 def warn_of_repeats(rows: list[dict]) -> None:
-    """Say where runs that share even the seed count as different ones: on the CPU they are the same run twice."""
+    """Warn if runs with the same seed count as different runs: on the CPU they are the same run twice."""
     for row in rows:
         several = [(row["run"], row["seed"])] if isinstance(row["seed"], list) else []
         for name, seeds in several + [(part["name"], part["seeds"]) for part in row["cells"]]:
             if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-                log.warning(f"{name}: several runs have the seed {', '.join(map(str, again))}, and each counts: leave "
-                            "out all but one, unless they ran on a GPU")
+                log.warning(f"{name}: several runs have the seed {', '.join(map(str, again))}, and each counts: omit "
+                            "all but one, unless they ran on a GPU")
 
 
 def mean(values: list) -> float | None:
@@ -238,7 +241,7 @@ def mean(values: list) -> float | None:
 
 
 def add_differences(rows: list[dict]) -> list[dict]:
-    """Add each row's error less that of the random cells in the same setting, in points and in their deviations."""
+    """Add each row's error minus the random cells' in the same setting, in points and in their standard deviations."""
     for row in rows:
         for baseline in rows:
             if (baseline["kind"] == "random" and row is not baseline and row["setting"] == baseline["setting"]
@@ -251,8 +254,8 @@ def add_differences(rows: list[dict]) -> list[dict]:
 
 # ---- command line
 
-def picture(text: str) -> Path:
-    """The type of an option that names a picture."""
+def figure_file(text: str) -> Path:
+    """The type of an option that names the file of a figure."""
     if Path(text).suffix not in (".svg", ".png"):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} must end in .svg or .png")
     return Path(text)
@@ -262,10 +265,10 @@ def parse_args() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of the training scripts")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="all numbers, unrounded, and the genotypes")
-    form.add_argument("--markdown", action="store_true", help="a table for a README")
-    form.add_argument("--latex", action="store_true", help="a table for a paper (booktabs)")
-    parser.add_argument("--plot", type=picture, metavar="FILE", help="draw every trained cell's error, .svg or .png")
+    form.add_argument("--json", action="store_true", help="print all numbers, unrounded, and the genotypes as JSON")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table, for a README")
+    form.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs), for a paper")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot the cells' errors as .svg or .png")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Cells as data: the primitives, the published genotypes, and reading (in every form people use) and writing one."""
+"""Cells as data: the primitives, the published genotypes, and reading genotypes (in every common form) and writing."""
 import ast
 import difflib
 import hashlib
@@ -16,8 +16,8 @@ PRIMITIVES = [  # the order of every alpha row
     "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 ]
 NODES = 4  # intermediate nodes of a cell in the search space: 2 + 3 + 4 + 5 = 14 edges
-OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # what an evaluation cell may hold
-ALIASES = {  # what the methods' own repositories call them, in the plain form of `_plain`
+OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # allowed in an evaluation cell
+ALIASES = {  # names in the methods' own repositories, normalised by `_normalise`
     "darts": "DARTS_V2", "darts1st": "DARTS_V1", "darts2nd": "DARTS_V2",
     "pcdarts": "PC_DARTS_cifar", "pcdartscifar10": "PC_DARTS_cifar", "pcdartsimagenet": "PC_DARTS_image",
 }
@@ -25,10 +25,10 @@ log = logging.getLogger("pdarts")
 
 
 class Genotype(NamedTuple):
-    """A normal and a reduction cell: genes are (operation, source state) pairs, two for each node in order.
+    """A normal and a reduction cell: genes are (operation, source state) pairs, two per node, in the nodes' order.
 
-    States 0 and 1 are the outputs of the two previous cells, 2, 3, ... the nodes; *_concat lists the states that form
-    the cell's output.
+    States 0 and 1 are the outputs of the two previous cells, 2, 3, ... those of the nodes; the cell's output
+    concatenates the states in *_concat.
     """
     normal: list
     normal_concat: list
@@ -37,11 +37,11 @@ class Genotype(NamedTuple):
 
 
 def load(source: str) -> Genotype:
-    """The genotype of a published cell's name, a file, a search's run directory, random:SEED, or as text.
+    """The genotype that `source` names or holds: a published name, random:SEED, a file, a search's directory or a text.
 
-    Names may be written in any case, with or without - and _. A file, or the text itself, holds our JSON or what
-    searches print, see `read`; a file comes before a name that is not spelt as in PUBLISHED. Raises ValueError, in one
-    line, for an unknown name and for what holds no genotype, or several that differ.
+    Names ignore case, - and _. A file or a text holds our JSON or what searches print, see `read`; a file takes
+    precedence over a name that is not spelt exactly as in PUBLISHED. Raises ValueError, in one line, if the name is
+    unknown, or if `source` holds no genotype or several different ones.
     """
     if source in PUBLISHED:
         return PUBLISHED[source]
@@ -53,44 +53,44 @@ def load(source: str) -> Genotype:
     try:
         if os.path.isdir(source):
             if not os.path.isfile(Path(source, "genotype.json")):
-                raise ValueError("no genotype.json in it, name the directory of a finished search")
-            return read(_content(Path(source, "genotype.json")))
+                raise ValueError("it has no genotype.json, use the directory of a finished search")
+            return read(_read_file(Path(source, "genotype.json")))
         if os.path.isfile(source):
-            return read(_content(Path(source)))
+            return read(_read_file(Path(source)))
         if PRINTED.search(source) or source.lstrip().startswith("{"):
             return read(source)
     except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...
-        shown = repr(source[-200:]) if os.path.exists(source) else repr(source[:60])  # one line, whatever it holds
-        raise ValueError(f"{shown} holds no genotype: {_one_line(error)}") from None
+        shown = repr(source[-200:]) if os.path.exists(source) else repr(source[:60])  # in one line
+        raise ValueError(f"can't load {shown}: {_one_line(error)}") from None
     return _by_name(source)
 
 
 def _by_name(name: str) -> Genotype:
-    known = {_plain(published): published for published in PUBLISHED}
-    plain = _plain(name)
-    if plain in ALIASES:
-        log.info(f"{name}: taken as {ALIASES[plain]}")
-    if found := ALIASES.get(plain) or known.get(plain):
+    known = {_normalise(published): published for published in PUBLISHED}
+    normalised = _normalise(name)
+    if normalised in ALIASES:
+        log.info(f"{name}: taken as {ALIASES[normalised]}")
+    if found := ALIASES.get(normalised) or known.get(normalised):
         return PUBLISHED[found]
-    near = [name for name in known if plain and (name.startswith(plain) or plain.startswith(name))]
-    near = near or difflib.get_close_matches(plain[:100], known, n=5, cutoff=0.5)
-    if near:
-        hint = "near names: " + ", ".join(known[name] for name in near)
-    elif re.search(r"[(\[{]", name):  # no name at all
-        hint = 'give its text as Genotype(normal=[...], ...) or JSON, {"normal": [...], ...}'
+    similar = [name for name in known if normalised and (name.startswith(normalised) or normalised.startswith(name))]
+    similar = similar or difflib.get_close_matches(normalised[:100], known, n=5, cutoff=0.5)
+    if similar:
+        hint = "similar names: " + ", ".join(known[name] for name in similar)
+    elif re.search(r"[(\[{]", name):  # a text, not a name
+        hint = 'use Genotype(normal=[...], ...) or JSON, {"normal": [...], ...}'
     else:
         hint = "names: " + ", ".join(PUBLISHED)
     raise ValueError(f"{name[-200:]!r} is neither a published cell nor a file; {hint}")
 
 
 def label(source: str) -> str:
-    """What `load` took, short enough for a line or a file's name: itself, or for a pasted text a name of its cell's."""
+    """A short name of `source` for log lines and file names: itself, or for a pasted text one made from its cell."""
     if os.path.exists(source) or not (PRINTED.search(source) or source.lstrip().startswith("{")):
         return source
     return f"pasted-{hashlib.sha256(json.dumps(load(source)).encode()).hexdigest()[:8]}"
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
@@ -98,9 +98,9 @@ def _one_line(error) -> str:
     return " ".join(str(error).split())[:600]
 
 
-def _content(path: Path) -> str:
+def _read_file(path: Path) -> str:
     if path.stat().st_size > 2 ** 26:
-        raise ValueError(f"{path.stat().st_size >> 20} MB are no genotype, name a text file")
+        raise ValueError(f"{path.stat().st_size >> 20} MB is too large for a genotype, use a text file")
     return path.read_text(encoding="utf-8-sig")
 
 
@@ -112,15 +112,14 @@ def save(genotype: Genotype, path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"can't write {path} ({error.strerror}): make room or rights there") from error
+        raise OSError(f"can't write {path} ({error.strerror}): free space or fix access") from error
 
 
 def read(text: str) -> Genotype:
-    """The genotype in a text: JSON, or Genotype(normal=[...], ...) as searches print it, with anything around it.
+    """The genotype in a text: JSON, or Genotype(normal=[...], ...) as searches print it, amid any other text.
 
-    Genes may be listed flat or node by node, with a weight as third entry; the output states as a list or a range. A
-    text that holds several genotypes, as a whole log does, must hold the same one throughout. Nothing is executed.
-    Raises ValueError or RecursionError.
+    Genes may be listed flat or node by node, with a weight as third entry; the output states as a list or a range. All
+    genotypes in a text, such as a log, must be the same. Nothing is executed. Raises ValueError or RecursionError.
     """
     if not PRINTED.search(text):
         try:
@@ -136,13 +135,13 @@ def read(text: str) -> Genotype:
             found.append(genotype)
         match = PRINTED.search(text, end)
     if len(found) > 1:
-        raise ValueError(f"there are {len(found)} different ones in it: give the text of one, from Genotype( to )")
+        raise ValueError(f"it holds {len(found)} different genotypes: use the text of one, from Genotype( to )")
     return found[0]
 
 
-PRINTED = re.compile(r"Genotype\s*\(")  # after anything: a module's name, or what colours a log
-BRACKETS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\#[^\n]*|[()\[\]{}]""")  # or strings and comments, which may hold some
-SCALARS = {"int32", "int64", "float16", "float32", "float64", "str_", "tensor"}  # of numpy and torch, as printed
+PRINTED = re.compile(r"Genotype\s*\(")  # maybe preceded by a module's name, or a log's colour codes
+BRACKETS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\#[^\n]*|[()\[\]{}]""")  # strings and comments may hold brackets
+SCALARS = {"int32", "int64", "float16", "float32", "float64", "str_", "tensor"}  # printed by numpy and torch
 
 
 def _closing(text: str, start: int) -> int:
@@ -150,33 +149,33 @@ def _closing(text: str, start: int) -> int:
     depth = 1
     for match in BRACKETS.finditer(text, start, start + 20_000):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
-        if depth > 8:  # Python's parser is not to be trusted with much more
+        if depth > 8:  # far deeper nesting can crash Python's parser
             break
         if depth == 0:
             return match.end()
-    raise ValueError("Genotype( is never closed, or holds too much: give all of it, up to its )")
+    raise ValueError("Genotype( is not closed, or is too long: use all of it, up to its )")
 
 
 def _decode(text: str) -> dict:
-    """A printed Genotype(...) as JSON would hold it: a dict of lists, strings and numbers."""
+    """A printed Genotype(...) as decoded JSON: a dict of lists, strings and numbers."""
     try:
-        with warnings.catch_warnings():  # a \d in a string is none of our concern
+        with warnings.catch_warnings():  # of a \d in a string, for example
             warnings.simplefilter("ignore")
             call = ast.parse(text, mode="eval").body
     except (SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"Genotype(...) is cut or garbled ({_one_line(error)[:60]})") from None
+        raise ValueError(f"Genotype(...) is truncated or garbled ({_one_line(error)[:60]})") from None
     if not isinstance(call, ast.Call) or len(call.args) > len(Genotype._fields):
         raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
     entries = [*zip(Genotype._fields, call.args), *((keyword.arg, keyword.value) for keyword in call.keywords)]
     record = {name: _literal(value, text) for name, value in entries}
     if len(record) < len(entries):
-        raise ValueError("Genotype(...) gives an entry twice")
-    # GDAS and its descendants print two more
+        raise ValueError("Genotype(...) has an entry twice")
+    # GDAS and its descendants also print these two, as None.
     return {name: value for name, value in record.items() if name not in ("connectN", "connects") or value is not None}
 
 
 def _literal(node: ast.expr, text: str):
-    """What a piece of the parsed text says, if it is a list, a string, a number or a range."""
+    """The value of a piece of the parsed text, if it is a list, a string, a number or a range."""
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
@@ -194,14 +193,14 @@ def _literal(node: ast.expr, text: str):
                 if name in SCALARS:
             return _literal(number, text)
     shown = (ast.get_source_segment(text, node) or "")[:60]
-    raise ValueError(f"{shown!r} is code, which is not run: put what it stands for")
+    raise ValueError(f"{shown!r} is code, which is not run: put its value instead")
 
 
 def parse(record) -> Genotype:
     """The genotype of a decoded JSON object {"normal": [["op", state], ...], "normal_concat": [state, ...], ...}.
 
-    Genes may be listed node by node, and have a weight as third entry. Raises ValueError, in one line, for anything
-    that an evaluation network can't be built from.
+    Genes may be listed node by node, and have a weight as third entry. Raises ValueError, in one line, if an evaluation
+    network can't be built from it.
     """
     if not isinstance(record, dict) or set(record) != set(Genotype._fields):
         raise ValueError(f"expected a JSON object or Genotype(...) with the entries {', '.join(Genotype._fields)}")
@@ -214,7 +213,7 @@ def parse(record) -> Genotype:
 
 
 def _pairs(cell: str, genes):
-    """Genes as a flat list of [operation, state], out of lists per node and without weights."""
+    """Genes as a flat list of [operation, state]: lists per node are joined, weights dropped."""
     if not isinstance(genes, list):
         return genes
     if genes and all(isinstance(node, list) and node and isinstance(node[0], list) for node in genes):
@@ -224,9 +223,9 @@ def _pairs(cell: str, genes):
         genes = [gene for node in genes for gene in node]
     kinds = [[type(entry) for entry in gene[:4]] if isinstance(gene, list) else [] for gene in genes]
     if [str, int, int] in kinds:
-        raise ValueError(f"'{cell}' gene {kinds.index([str, int, int])} is an (operation, node, source) triple: cells "
-                         "of any number of genes per node can't be read; give (operation, source) pairs, two per node")
-    return [gene[:2] if kind == [str, int, float] else gene for gene, kind in zip(genes, kinds)]  # a search's weight
+        raise ValueError(f"'{cell}' gene {kinds.index([str, int, int])} is an (operation, node, source) triple: any "
+                         "number of genes per node is not supported, use (operation, source) pairs, two per node")
+    return [gene[:2] if kind == [str, int, float] else gene for gene, kind in zip(genes, kinds)]  # weights of a search
 
 
 def _check_genes(cell: str, genes) -> None:
@@ -237,8 +236,8 @@ def _check_genes(cell: str, genes) -> None:
             raise ValueError(f"'{cell}' gene {i} must be an (operation, source) pair, not {str(gene)[:40]!r}")
         op, state = gene
         if op == "none":
-            raise ValueError(f"'{cell}' lists (operation, source) pairs, but gene {i} is 'none', which is no part of a "
-                             "cell: choose another operation")
+            raise ValueError(f"'{cell}' lists (operation, source) pairs, but gene {i} is 'none', which a cell "
+                             "can't contain: choose another operation")
         if op not in OPERATIONS:
             raise ValueError(f"'{cell}' gene {i} has the unknown operation {op[:40]!r}; known: {', '.join(OPERATIONS)}")
         if not 0 <= state < 2 + i // 2:
@@ -249,11 +248,11 @@ def _check_concat(cell: str, concat, nodes: int) -> None:
     allowed = range(2, 2 + nodes)
     if not (isinstance(concat, list) and concat and all(type(state) is int and state in allowed for state in concat)
             and len(set(concat)) == len(concat)):
-        raise ValueError(f"'{cell}_concat' must list different nodes out of 2 to {1 + nodes}")
+        raise ValueError(f"'{cell}_concat' must list distinct nodes from 2 to {1 + nodes}")
 
 
 def random_genotype(seed: int) -> Genotype:
-    """A cell drawn uniformly from the search space: per node two different states, each with any operation but none."""
+    """A cell sampled uniformly from the search space: two distinct states per node, each with an operation but none."""
     rng = random.Random(seed)
     normal, reduce = ([(rng.choice(PRIMITIVES[1:]), state)
                        for node in range(NODES) for state in sorted(rng.sample(range(2 + node), 2))] for _ in range(2))

@@ -1,7 +1,7 @@
-"""The evaluation networks: a found cell stacked 20 times for CIFAR, 14 times for ImageNet (sections 4.3, 4.4).
+"""The evaluation networks: a cell stacked 20 times for CIFAR, 14 times for ImageNet (sections 4.3, 4.4).
 
-This is the definition, operation by operation. Training takes the cells from fast/, in less time and memory, unless
-`network.fast` is set to False; evaluation mode always runs what stands here.
+This is the reference implementation, operation by operation. Training computes the cells in fast/, in less time and
+memory, unless `network.fast` is set to False; evaluation mode always runs this code.
 """
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from operations import (
 
 
 class Cell(nn.Module):
-    """A found cell: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W) -> (B, len(concat) * C, H', W')."""
+    """A cell of a genotype: s0 (B, C_prev_prev, ., .), s1 (B, C_prev, H, W) -> (B, len(concat) * C, H', W')."""
 
     def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool,
                  reduction_prev: bool):
@@ -36,20 +36,23 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]  # (B, C, H, W) each
         for i, (op, source) in enumerate(zip(self._ops, self.sources)):
-            y = op(states[source])
+            y = op(states[source])  # (B, C, H', W')
+            # Drop path regularises all operations but the identity.
             if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
                 y = drop_path(y, drop_prob)
+            # A node sums two edges, which are neighbours in the genotype.
             if i % 2 == 0:
                 first = y
             else:
-                states.append(first + y)  # a node sums two edges
-        return torch.cat([states[i] for i in self.concat], dim=1)
+                states.append(first + y)
+        return torch.cat([states[i] for i in self.concat], dim=1)  # (B, len(concat) * C, H', W')
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier on the features after two thirds of the cells, for training only: (B, C, H, W) -> logits.
+    """A second classifier after two thirds of the cells, only for training: (B, C, H, W) -> (B, num_classes).
 
-    The published sizes end in 1x1 here (8x8 features with stride 3, 7x7 with stride 2); larger ones are averaged.
+    At the published sizes `features` ends at 1x1 (8x8 inputs with stride 3, 7x7 with stride 2); larger ones are
+    averaged (deviation: the published code fails on them).
     """
 
     def __init__(self, C: int, num_classes: int, pool_stride: int):
@@ -67,13 +70,14 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(global_average_pool(self.features(x)))  # (B, num_classes)
+        x = self.features(x)  # (B, 768, 1, 1) at the published sizes
+        return self.classifier(global_average_pool(x))  # (B, num_classes)
 
 
 class _Body(nn.Module):
-    """What both networks share: the stacked cells, the classifier, the auxiliary head, drop path."""
+    """The common part of both networks: the stacked cells, the classifier, the auxiliary head, drop path."""
 
-    fast = True  # train by fast/, which computes the same
+    fast = True  # train with fast/, which computes the same
 
     def _stack(self, C_prev_prev: int, C_prev: int, C: int, num_classes: int, layers: int, genotype: Genotype,
                reduction_prev: bool, auxiliary_stride: int | None) -> None:
@@ -81,6 +85,7 @@ class _Body(nn.Module):
         self.auxiliary_cell, self.auxiliary_head = 2 * layers // 3, None
         self.cells = nn.ModuleList()
         for i in range(layers):
+            # Reduction cells at a third and two thirds of the depth halve H and W and double the channels.
             reduction = i in (layers // 3, 2 * layers // 3)
             C = 2 * C if reduction else C
             cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
@@ -92,11 +97,12 @@ class _Body(nn.Module):
 
     def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
         logits_aux = None
+        # Each cell reads the outputs of the two cells before it, whose sizes may differ.
         if self.training and self.fast:
             s1, logits_aux = fast.train_cells(self, s0, s1)  # the loop below, in less time and memory
         else:
             for i, cell in enumerate(self.cells):
-                s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+                s0, s1 = s1, cell(s0, s1, self.drop_path_prob)  # (B, C_prev, H, W)
                 if i == self.auxiliary_cell and self.training and self.auxiliary_head:
                     logits_aux = self.auxiliary_head(s1)
         return self.classifier(global_average_pool(s1)), logits_aux  # (B, num_classes) each
@@ -105,7 +111,7 @@ class _Body(nn.Module):
 class NetworkCIFAR(_Body):
     """The CIFAR network: images (B, 3, H, W) -> (logits (B, num_classes), auxiliary logits in training or None).
 
-    Set `drop_path_prob` anew each epoch.
+    The attribute `drop_path_prob` is to be updated each epoch.
     """
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype):
@@ -121,7 +127,7 @@ class NetworkCIFAR(_Body):
 class NetworkImageNet(_Body):
     """The ImageNet network: images (B, 3, H, W) -> (logits (B, num_classes), auxiliary logits in training or None).
 
-    Set `drop_path_prob` anew each epoch.
+    The attribute `drop_path_prob` is to be updated each epoch.
     """
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype):

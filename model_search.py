@@ -1,7 +1,7 @@
 """The search supernet: every edge of every cell mixes its candidate operations with softmax weights (section 3.1).
 
-This is the definition, candidate by candidate. Training takes the same sums from fast/, in less time and memory, unless
-`network.fast` is set to False; evaluation mode always runs what stands here.
+This is the reference implementation, candidate by candidate. Training computes the same sums in fast/, in less time and
+memory, unless `network.fast` is set to False; evaluation mode always runs this code.
 """
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from operations import FactorizedReduce, ReLUConvBN, build, cifar_stem, global_a
 
 
 def candidate(primitive: str, C: int, stride: int) -> nn.Module:
-    """A candidate operation as the supernet has it: a pool has a batch norm behind it, and no norm is affine."""
+    """A candidate operation of the supernet: batch norms are not affine, and one follows each pool."""
     if primitive == "none":
-        return nn.Identity()  # a place in the list, so that keys have the published numbers; never applied
+        return nn.Identity()  # never applied; it keeps the published numbering of the keys
     op = build(primitive, C, stride, affine=False)
     return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in primitive else op
 
@@ -31,10 +31,12 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, skip_dropout: float) -> Tensor:
         mixed = 0
         for primitive, op, weight in zip(self.primitives, self.m_ops, weights):
+            # `none` adds only zeros; its weight still lowers the others' in the softmax.
             if primitive == "none":
-                continue  # zeros
-            y = op(x)
-            if isinstance(op, nn.Identity):  # section 3.3: dropout on the identity only
+                continue
+            y = op(x)  # (B, C, H/stride, W/stride)
+            # Dropout, on the identity only, keeps skip-connects from dominating early (section 3.3).
+            if isinstance(op, nn.Identity):
                 y = F.dropout(y, skip_dropout, self.training)
             mixed = mixed + weight * y
         return mixed
@@ -50,13 +52,14 @@ class Cell(nn.Module):
         preprocess = FactorizedReduce if reduction_prev else ReLUConvBN
         self.preprocess0 = preprocess(C_prev_prev, C, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
-        edges = [state for node in range(NODES) for state in range(2 + node)]  # the state that each edge leaves
+        edges = [state for node in range(NODES) for state in range(2 + node)]  # each edge's source state
         self.cell_ops = nn.ModuleList(MixedOp(C, 2 if reduction and state < 2 else 1, primitives)
                                       for state, primitives in zip(edges, candidates))
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float = 0.0) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]  # (B, C, H, W) each
         edges = iter(zip(self.cell_ops, weights))  # weights: (14, K)
+        # A node sums an edge from each state before it, so each node takes one edge more than the last.
         for _ in range(NODES):
             states.append(sum(op(state, w, skip_dropout) for state, (op, w) in zip(list(states), edges)))
         return torch.cat(states[2:], dim=1)  # (B, 4C, H', W')
@@ -66,12 +69,12 @@ class Network(nn.Module):
     """The supernet of one stage, with its alphas: images (B, 3, H, W) -> logits (B, num_classes).
 
     C: initial channels. normal, reduce: the candidate names of each of the 14 edges, the same number K on every edge.
-    skip_dropout: rate of the dropout on stride-1 skip-connects; set the attribute anew each epoch.
-    stem: "cifar", or for large images "imagenet": that of the evaluation network, which leaves an eighth of the size.
+    skip_dropout: rate of the dropout on stride-1 skip-connects; the attribute is to be updated each epoch.
+    stem: "cifar", or for large images "imagenet": NetworkImageNet's, which reduces H and W to an eighth.
     """
 
-    fast = True  # train by fast/, which computes the same
-    grad_checkpoint = False  # there: keep only the cells' outputs for the backward pass, which computes each cell again
+    fast = True  # train with fast/, which computes the same
+    grad_checkpoint = False  # activation checkpointing in fast/: save only the cells' outputs, recompute the rest
 
     def __init__(self, C: int, num_classes: int, layers: int, normal: list[list[str]], reduce: list[list[str]],
                  skip_dropout: float = 0.0, stem: str = "cifar"):
@@ -87,6 +90,7 @@ class Network(nn.Module):
         reduction_prev = self.large_images
         self.cells = nn.ModuleList()
         for i in range(layers):
+            # Reduction cells at a third and two thirds of the depth halve H and W and double the channels.
             reduction = i in (layers // 3, 2 * layers // 3)
             C = 2 * C if reduction else C
             candidates = reduce if reduction else normal
@@ -101,6 +105,7 @@ class Network(nn.Module):
             s1 = self.stem1(s0)  # (B, C, H/8, W/8)
         else:
             s0 = s1 = self.stem(images)  # (B, 3C, H, W)
+        # Each cell reads the outputs of the two cells before it, whose sizes may differ.
         if self.training and self.fast:
             s1 = fast.mix_cells(self, s0, s1, weights)  # the loop below, in less time and memory
         else:

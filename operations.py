@@ -1,6 +1,6 @@
 """The candidate operations of a cell's edge (DARTS / P-DARTS search space), the networks' stems, and drop path.
 
-The layout of the modules fixes the `state_dict` keys, which are the published ones: weights people have load unchanged.
+The nesting of the modules determines the `state_dict` keys, which are the published ones: existing weights load as is.
 """
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,13 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(self.relu(x), (0, x.size(3) % 2, 0, x.size(2) % 2))
+        x = F.pad(self.relu(x), (0, x.size(3) % 2, 0, x.size(2) % 2))  # (B, C_in, H, W), even
         # Every second pixel, not stride=2: in channels-last memory torch 2.14's kernel for that writes out of bounds.
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
 class DilConv(nn.Module):
-    """ReLU, depthwise kxk with dilation 2, pointwise, batch norm: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+    """ReLU, kxk depthwise (dilation 2) and 1x1 convolution, batch norm: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
 
     def __init__(self, C: int, kernel: int, stride: int, affine: bool = True):
         super().__init__()
@@ -58,7 +58,7 @@ class DilConv(nn.Module):
 
 
 class SepConv(nn.Module):
-    """Twice (ReLU, depthwise kxk, pointwise, batch norm), the stride in the first depthwise: as DilConv's shapes."""
+    """Twice (ReLU, kxk depthwise and 1x1 convolution, batch norm), the stride in the first one; shapes as DilConv."""
 
     def __init__(self, C: int, kernel: int, stride: int, affine: bool = True):
         super().__init__()
@@ -78,7 +78,7 @@ class SepConv(nn.Module):
 
 
 def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:
-    """ReLU, 1x7 then 7x1 full convolution, each with its axis of the stride, batch norm (NASNet, AmoebaNet)."""
+    """ReLU, 1x7 convolution strided along W, 7x1 strided along H, batch norm; shapes as DilConv (NASNet, AmoebaNet)."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(C, C, (1, 7), (1, stride), padding=(0, 3), bias=False),
@@ -88,7 +88,7 @@ def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:
 
 
 def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module:
-    """The operation named `primitive` on C channels; (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+    """The operation named `primitive` on C channels: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
     if primitive == "max_pool_3x3":
         return nn.MaxPool2d(3, stride, padding=1)
     if primitive == "avg_pool_3x3":
@@ -107,7 +107,7 @@ def cifar_stem(C: int) -> nn.Sequential:
 
 
 def imagenet_stems(C: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Images (B, 3, H, W) -> (B, C, H/4, W/4), and that -> (B, C, H/8, W/8)."""
+    """Two stems in sequence: images (B, 3, H, W) -> (B, C, H/4, W/4) -> (B, C, H/8, W/8)."""
     stem0 = nn.Sequential(
         nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(C // 2),
@@ -124,12 +124,12 @@ def imagenet_stems(C: int) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:
-    """Zero whole samples of x (B, C, H, W) with probability `drop_prob`, scale the rest by 1 / (1 - drop_prob)."""
+    """Zero whole samples of x (B, C, H, W) with probability `drop_prob`; scale the rest by 1 / (1 - drop_prob)."""
     keep_prob = 1.0 - drop_prob
     mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob  # bernoulli_ would recompile for each rate
     return x * (mask / keep_prob).to(x.dtype)
 
 
 def global_average_pool(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C)."""
+    """The mean over H and W: (B, C, H, W) -> (B, C)."""
     return F.avg_pool2d(x, x.shape[2:]).flatten(1)

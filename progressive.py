@@ -1,6 +1,6 @@
 """The rules of P-DARTS as pure functions on names and numbers: stages, pruning, derivation, skip restriction.
 
-And a measure of how much a search has decided.
+It also measures how decided a search's choices are.
 """
 import math
 import statistics
@@ -11,22 +11,22 @@ from genotypes import NODES, Genotype, count_skips
 
 EDGES = sum(2 + node for node in range(NODES))  # 14
 MAX_SKIPS = 8  # two edges at each of the 4 nodes
-CLEAR_LEAD = 0.1  # of an edge's winner over its runner-up
+CLEAR_LEAD = 0.1  # relative, of an edge's most probable candidate over the second
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the search: its supernet, and what is pruned after it."""
+    """One stage of the search: its supernet, and how many candidates are pruned after it."""
     number: int
-    layers: int  # cells
+    layers: int  # number of cells
     channels: int  # of the first cell
     num_candidates: int  # operations per edge
-    num_drop: int  # dropped per edge afterwards
+    num_drop: int  # candidates dropped per edge after the stage
     skip_dropout: float  # initial rate
 
 
 class Choices(NamedTuple):
-    """What derivation reads: each edge's candidates, and their softmax rows (over all of them, `none` included)."""
+    """The input of derivation: each edge's candidates, and their probabilities (softmax over all, `none` included)."""
     normal: list[list[str]]  # (14, K)
     normal_probs: list[list[float]]
     reduce: list[list[str]]
@@ -36,14 +36,14 @@ class Choices(NamedTuple):
 def stage_table(layers: int, channels: int, add_layers: list, add_width: list, skip_dropout: list) -> list[Stage]:
     """The three stages (section 4.1): deeper supernets over fewer candidates.
 
-    add_layers, add_width: what stages 1, 2, 3 add to `layers` and `channels`; two values mean stages 2 and 3.
-    skip_dropout: one initial rate per stage. Raises ValueError on any other count.
+    add_layers, add_width: per stage, the number added to `layers` and `channels`; two values mean stages 2 and 3.
+    skip_dropout: one initial rate per stage. Raises ValueError for any other count.
     """
     for name, values in (("--add_layers", add_layers), ("--add_width", add_width)):
         if len(values) not in (2, 3):
-            raise ValueError(f"{name} was given {len(values)} times; give it twice (stages 2 and 3) or three times")
+            raise ValueError(f"{name} was given {len(values)} times: use it twice (stages 2 and 3) or three times")
     if len(skip_dropout) != 3:
-        raise ValueError(f"--dropout_rate was given {len(skip_dropout)} times; give it three times, once per stage")
+        raise ValueError(f"--dropout_rate was given {len(skip_dropout)} times: use it three times, once per stage")
     add_layers, add_width = ([0] * (3 - len(values)) + values for values in (add_layers, add_width))
     cells, width = [layers + more for more in add_layers], [channels + more for more in add_width]
     return [
@@ -56,28 +56,34 @@ def stage_table(layers: int, channels: int, add_layers: list, add_width: list, s
 def skip_dropout_rate(initial: float, epoch: int, epochs: int, warmup_epochs: int) -> float:
     """The dropout rate on skip-connects in `epoch` (from 0): linear decay in warm-up, then exponential from `initial`.
 
-    Yes, it jumps back up when the alphas start to learn, as published.
+    It jumps back up at the first alpha step, as published.
     """
     if epoch < warmup_epochs:
         return initial * (epochs - epoch - 1) / epochs
     return initial * math.exp(-0.2 * (epoch - warmup_epochs))
 
 
-def min_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
-    """A lower bound on the memory, in bytes, that an image of size x size pixels after the stem takes in a weight step.
+def epoch_costs(stages: list[Stage], epochs: int, warmup_epochs: int) -> list[float]:
+    """The relative cost of each epoch of the search: an alpha step takes about 0.6 of a weight step."""
+    return [stage.layers * stage.num_candidates * stage.channels * (1.6 if epoch >= warmup_epochs else 1.0)
+            for stage in stages for epoch in range(epochs)]
 
-    One float32 feature map per candidate of each edge; with `grad_checkpoint` those of the first cell, and all cells'
-    outputs. Measured: 1.3 to 1.9 times that.
+
+def min_bytes(stage: Stage, size: float, grad_checkpoint: bool) -> float:
+    """A lower bound on the memory of a weight step, in bytes per image of size x size pixels after the stem.
+
+    One float32 feature map per candidate of each edge; with `grad_checkpoint` only those of the first cell, and every
+    cell's output. Measured: 1.3 to 1.9 times that.
     """
     reductions = stage.layers // 3, 2 * stage.layers // 3
-    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # half the numbers after each
+    cells = [0.5 ** sum(i >= at for at in reductions) for i in range(stage.layers)]  # a reduction halves the elements
     maps = EDGES * stage.num_candidates * cells[0] + NODES * sum(cells) if grad_checkpoint else (
         EDGES * stage.num_candidates * sum(cells))
     return 4 * stage.channels * size**2 * maps
 
 
 def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) -> list[list[str]]:
-    """Drop each edge's `num_drop` least probable candidates; `none` competes like any other, the order stays."""
+    """Drop each edge's `num_drop` least probable candidates; `none` competes like any other. The order is kept."""
     kept = []
     for names, edge_probs in zip(candidates, probs, strict=True):
         weakest = sorted(range(len(names)), key=lambda i: edge_probs[i])[:num_drop]
@@ -88,10 +94,12 @@ def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) 
 def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[tuple[str, int]]:
     """A cell's genes: each edge's most probable candidate but `none`, and each node's two most probable edges."""
     best = []  # per edge: (operation, its probability)
+    # An edge's strength is the probability of its best operation; `none` can't be chosen but lowers the others.
     for names, edge_probs in zip(candidates, probs, strict=True):
         i = max((i for i, name in enumerate(names) if name != "none"), key=lambda i: edge_probs[i])
         best.append((names[i], edge_probs[i]))
     genes, start = [], 0
+    # Each node keeps its two strongest edges, listed in the order of their sources.
     for node in range(NODES):
         sources = range(2 + node)
         strongest = sorted(sources, key=lambda state: -best[start + state][1])[:2]
@@ -102,7 +110,7 @@ def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[t
 
 def derive_genotype(normal: list[list[str]], normal_probs: list[list[float]],
                     reduce: list[list[str]], reduce_probs: list[list[float]]) -> Genotype:
-    """The genotype of stage 3's candidates and their softmax rows (over all candidates, `none` included)."""
+    """The genotype of stage 3's candidates and their probabilities (softmax over all candidates, `none` included)."""
     concat = list(range(2, 2 + NODES))
     return Genotype(derive_cell(normal, normal_probs), concat, derive_cell(reduce, reduce_probs), concat)
 
@@ -111,12 +119,13 @@ def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[floa
                            reduce: list[list[str]], reduce_probs: list[list[float]]) -> dict[int, Genotype]:
     """Genotypes with at most M = 8, 7, ..., 0 skip-connects in the normal cell (section 3.3), keyed by M.
 
-    While there are more than M, the selected skip-connect of lowest probability is struck out and the genotype derived
-    again, so another skip can come in and edges can change. Only the M that struck one out are listed.
+    While there are more than M, the selected skip-connect of lowest probability is removed and the genotype derived
+    again, so another skip can be selected and edges can change. Only the M that removed one are listed.
     """
     normal_probs = [list(edge_probs) for edge_probs in normal_probs]
     genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
     restricted = {}
+    # Each limit continues from the previous one, as published, so a removed skip-connect stays removed.
     for M in range(MAX_SKIPS, -1, -1):
         while count_skips(genotype.normal) > M:
             edge = min(_skip_edges(genotype.normal), key=lambda e: normal_probs[e][normal[e].index("skip_connect")])
@@ -134,12 +143,12 @@ def _skip_edges(genes: list[tuple[str, int]]) -> list[int]:
 
 def recommended(genotype: Genotype, restricted: dict[int, Genotype], max_skip: int) -> Genotype:
     """The genotype to train: the least restricted one with at most `max_skip` skip-connects."""
-    fitting = [g for _, g in sorted(restricted.items(), reverse=True) if count_skips(g.normal) <= max_skip]
-    return genotype if count_skips(genotype.normal) <= max_skip else fitting[0]
+    allowed = [g for _, g in sorted(restricted.items(), reverse=True) if count_skips(g.normal) <= max_skip]
+    return genotype if count_skips(genotype.normal) <= max_skip else allowed[0]
 
 
 def first_stage_genotype(alphas: dict, max_skip: int) -> Genotype:
-    """The cell of a search that had ended after stage 1, from what alphas.npz holds (`records.read_alphas`)."""
+    """The genotype that a search would find if it ended after stage 1, from alphas.npz (`records.read_alphas`)."""
     rows = []
     for cell in ("normal", "reduce"):
         last = alphas[f"stage1_{cell}"][-1].tolist()  # (14, 8)
@@ -156,8 +165,10 @@ def _softmax(row: list[float]) -> list[float]:
 # ---- how decided the choices are
 
 def measure_choices(probs: list[list[float]]) -> dict:
-    """Of edges' probabilities, `none` included: "entropy" of a choice in units of log K, mean over the edges; "lead" of
-    an edge's winner over its runner-up, p1 / p2 - 1, median over the edges; "clear_edges", those above CLEAR_LEAD.
+    """How decided edges are, from their probabilities, `none` included.
+
+    "entropy": of an edge's distribution, in units of log K, mean over the edges. "lead": of an edge's most probable
+    candidate over the second, p1 / p2 - 1, median over the edges. "clear_edges": edges with a lead above CLEAR_LEAD.
     """
     entropies, leads = [], []
     for edge_probs in probs:
@@ -169,16 +180,16 @@ def measure_choices(probs: list[list[float]]) -> dict:
 
 
 def near_chance(record: dict) -> bool:
-    """Whether the choices of an epoch's record could as well have been drawn: half of the winners lead by little."""
+    """Whether the choices in an epoch's record are close to chance: the median lead is at most CLEAR_LEAD."""
     return record["lead"] <= CLEAR_LEAD
 
 
-ADVICE = ("The choices are next to chance: at CIFAR's size the paper's search takes 3,900 alpha steps a stage. More "
+ADVICE = ("The choices are close to chance: on CIFAR the paper's search takes 3,900 alpha steps per stage. More "
           "--epochs or more data help, or a larger --arch_learning_rate.")
 
 
 def describe_choices(record: dict) -> str:
-    """An epoch's record of them as a line."""
+    """How decided the choices in an epoch's record are, as a log line."""
     return (f"{record['alpha_steps']} alpha steps; normalised entropy of an edge's choice {record['entropy']:.4f}, "
-            f"median lead of its winner {100 * record['lead']:.1f}%, above {100 * CLEAR_LEAD:.0f}% on "
+            f"median lead of its most probable candidate {100 * record['lead']:.1f}%, above {100 * CLEAR_LEAD:.0f}% on "
             f"{record['clear_edges']} of {2 * EDGES} edges")

@@ -1,8 +1,8 @@
-"""Draw a cell, or everything that a run has measured: pictures as PNG and SVG, and for a run report.html.
+"""Draw a cell, or all measurements of a run: figures as PNG and SVG, and for a run report.html.
 
     python visualize.py RUN_DIR | NAME | genotype.json [--out DIR]
-The training scripts do this themselves at the end of each stage and of the run. A run's pictures are in
-RUN_DIR/pictures/, those of a genotype in the current directory; --out DIR puts either elsewhere.
+The training scripts also draw their run, at the end of each stage and of the run. A run's figures are in
+RUN_DIR/pictures/, a genotype's in the current directory; --out DIR replaces either directory.
 """
 import os
 from argparse import Namespace
@@ -16,14 +16,14 @@ from reporting.page import draw_genotype, draw_run
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("what", metavar="RUN_DIR | NAME | genotype.json", help="a run, a published cell or random:SEED")
-    parser.add_argument("--out", metavar="DIR", help="where to write; default: the run, or the current directory")
+    parser.add_argument("what", metavar="RUN_DIR | NAME | genotype.json", help="a run or a cell, as for --arch")
+    parser.add_argument("--out", metavar="DIR", help="output directory; default: the run, or the current directory")
     return parser
 
 
 def main(args: Namespace) -> None:
-    if os.path.exists(os.path.join(args.what, "args.json")):  # Path.exists would not take a long text
-        log.info(f"wrote {draw_run(args.what, args.out)} and its pictures")
+    if os.path.exists(os.path.join(args.what, "args.json")):  # Path.exists fails on a long text
+        log.info(f"wrote {draw_run(args.what, args.out)} and its figures")
         return
     genotype = genotypes.load(args.what)
     name = Path(genotypes.label(args.what)).resolve().name.removesuffix(".json").replace(":", "-")

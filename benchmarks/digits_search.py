@@ -1,10 +1,10 @@
-"""Time of a whole search on digits, from reading the images to the pictures, against the definition's.
+"""Wall-clock time of a whole search on digits, from reading images to drawing figures, against the reference.
 
     python benchmarks/digits_search.py                     # train_search.py's options and defaults
     python benchmarks/digits_search.py --epochs 5 --warmup_epochs 2
-Two searches one after the other in one process. The second one trains the definition (`network.fast = False`) as a
-script would first do: on contiguous images, with the gradients of all parameters in both steps. Everything else is the
-same, validation in evaluation mode, pictures and report included.
+Runs two searches one after the other in one process. The second one trains the reference implementation
+(`network.fast = False`) as a script would first do: on contiguous images, with the gradients of all parameters in both
+steps. Everything else is the same, including validation in evaluation mode, figures and report.
 """
 import sys
 import tempfile
@@ -37,7 +37,8 @@ def plain_weight_step(model, optimizer, images, target, grad_clip, scaler):
     return plain_step(model, optimizer.param_groups[0]["params"], optimizer, images, target)
 
 
-def seconds(note: str) -> float:
+def time_search(note: str) -> float:
+    """Run a search -> its wall-clock time in seconds."""
     start = time.perf_counter()
     args = train_search.parse_args()
     args.note = note
@@ -46,11 +47,11 @@ def seconds(note: str) -> float:
 
 
 def main(args) -> None:
-    ours = seconds("ours")
+    ours = time_search("ours")
     train_search.Network, train_search.Architect = PlainNetwork, PlainArchitect
     train_search.weight_step = plain_weight_step
-    plain = seconds("plain")
-    print(f"{machine()}: plain {plain:.0f} s, this project {ours:.0f} s, {plain / ours:.2f} times faster")
+    plain = time_search("plain")
+    print(f"{machine()}: plain {plain:.0f} s, this project {ours:.0f} s, speed-up {plain / ours:.2f}")
 
 
 if __name__ == "__main__":

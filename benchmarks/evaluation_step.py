@@ -1,10 +1,11 @@
-"""Time and memory of a training step of the CIFAR evaluation network, fast/ against the definition, in one process.
+"""Time and memory of a training step of the CIFAR evaluation network, fast/ against the reference, in one process.
 
     python benchmarks/evaluation_step.py                   # PDARTS, 36 channels, 20 cells, 32x32
-Plain: the definition (`network.fast = False`) on contiguous tensors, with the default optimizer; this: images in
-channels-last memory, as `data.py` delivers them on the CPU. Both must first agree in float64 on loss, gradients and
-statistics. Steps are interleaved; seconds are medians, ratios are plain / this. Kept: bytes of the storages saved for
-backward, parameters and buffers not counted, per image.
+`plain` is the reference implementation (`network.fast = False`) on contiguous tensors, with the default optimizer.
+`this` is fast/ on images in channels-last memory, as input_pipeline/ delivers them on the CPU. Both must first agree in
+float64 on loss, gradients and batch norm statistics. Steps are interleaved, and times are medians. The speed-up (x) is
+plain / this, other ratios are this / plain. Memory is per image: `saved` for backward (storages of saved tensors except
+parameters and buffers), and the `peak` above what was allocated before the step.
 """
 import argparse
 import copy
@@ -17,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
+from measure import (
+    check,
+    count_dispatches,
+    file_to_write,
+    machine,
+    peak_bytes,
+    saved_bytes,
+    wall_seconds,
+    write_json,
+)
 
 import genotypes
 from harness import cli
@@ -26,12 +36,12 @@ from model import NetworkCIFAR
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--arch", default="PDARTS")
-    parser.add_argument("--init_channels", type=cli.number(int, 2), default=36)
-    parser.add_argument("--layers", type=cli.number(int, 1), default=20)
-    parser.add_argument("--batch_size", type=cli.number(int, 2), default=8)
-    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one that is not")
-    parser.add_argument("--threads", type=cli.number(int, 1), default=2, help="of the CPU")
+    parser.add_argument("--arch", default="PDARTS", help="the cell: a name, random:SEED, a run or a file")
+    parser.add_argument("--init_channels", type=cli.number(int, 2), default=36, help="channels of the first cell")
+    parser.add_argument("--layers", type=cli.number(int, 1), default=20, help="number of cells")
+    parser.add_argument("--batch_size", type=cli.number(int, 2), default=8, help="images per step")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one warm-up")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=2, help="number of CPU threads")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
@@ -42,6 +52,7 @@ def loss_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 
 def make_step(model: nn.Module, fused: bool):
+    """A function that takes one training step on (images, target)."""
     optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4, fused=fused)
 
     def step(images: Tensor, target: Tensor) -> None:
@@ -51,6 +62,16 @@ def make_step(model: nn.Module, fused: bool):
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
     return step
+
+
+def print_rows(rows: dict[str, dict]) -> None:
+    plain = rows["plain"]
+    for name, row in rows.items():
+        ratio = {key: row[key] / plain[key] for key in row}
+        print(f"{name:6} {row['seconds']:6.2f} s ({1 / ratio['seconds']:.2f}x)   "
+              f"saved {row['kept'] / 1e6:6.1f} MB/image ({ratio['kept']:.2f})   "
+              f"peak {row['peak'] / 1e6:6.1f} MB/image ({ratio['peak']:.2f})   "
+              f"{row['dispatches']} dispatches ({ratio['dispatches']:.2f})")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -65,23 +86,18 @@ def main(args: argparse.Namespace) -> None:
     inputs = {"plain": images, "this": images.contiguous(memory_format=torch.channels_last)}
     times = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):
+        # The two take turns, so that a slow phase of the machine slows both of them.
         for name, step in steps.items():
-            elapsed = seconds(step, inputs[name], target)
-            if repeat:
+            elapsed = wall_seconds(step, inputs[name], target)
+            if repeat:  # the first run is the warm-up
                 times[name].append(elapsed)
     print(f"{machine()}, {args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
           f"median of {args.repeats}")
     rows = {name: {"seconds": statistics.median(times[name]),
-                   "kept": kept_bytes(models[name], inputs[name], "weight") / args.batch_size,
+                   "kept": saved_bytes(models[name], inputs[name], "weight") / args.batch_size,
                    "peak": peak_bytes(steps[name], inputs[name], target) / args.batch_size,
-                   "dispatches": dispatches(steps[name], inputs[name], target)} for name in models}
-    plain = rows["plain"]
-    for name, row in rows.items():
-        share = {key: row[key] / plain[key] for key in row}
-        print(f"{name:6} {row['seconds']:6.2f} s ({1 / share['seconds']:.2f}x)   "
-              f"kept {row['kept'] / 1e6:6.1f} MB/image ({share['kept']:.2f})   "
-              f"peak {row['peak'] / 1e6:6.1f} MB/image ({share['peak']:.2f})   "
-              f"{row['dispatches']} dispatches ({share['dispatches']:.2f})")
+                   "dispatches": count_dispatches(steps[name], inputs[name], target)} for name in models}
+    print_rows(rows)
     write_json(args, rows)
 
 

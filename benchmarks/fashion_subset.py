@@ -1,9 +1,9 @@
-"""Write a small, fixed part of Fashion-MNIST, as idx files for --dataset fashion_mnist or as a tree of PNG images.
+"""Write a small, fixed subset of Fashion-MNIST, as idx files for --dataset fashion_mnist or as folders of PNG images.
 
     python benchmarks/fashion_subset.py OUT --train 6000 --test 2000  # then: --tmp_data_dir OUT
     python benchmarks/fashion_subset.py OUT --train 200 --test 100 --tree  # then: train_imagenet.py, or folder
-The first images of each class are taken, as many of every class, in stored order. Fashion-MNIST itself is looked for in
-./data and where Debian's package dataset-fashion-mnist puts it, and downloaded to ./data otherwise.
+It takes the first images of each class, equally many per class, in stored order. Fashion-MNIST itself is read from
+./data or from Debian's package dataset-fashion-mnist, and otherwise downloaded to ./data.
 """
 import struct
 import sys
@@ -23,13 +23,13 @@ def first_of_each_class(target: torch.Tensor, n: int) -> list[int]:
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
-    """Bytes after a magic number and the big-endian sizes (http://yann.lecun.com/exdb/mnist's format)."""
+    """Write bytes after a magic number and the big-endian sizes (the format of http://yann.lecun.com/exdb/mnist)."""
     header = struct.pack(f">{1 + values.dim()}i", 0x0800 + values.dim(), *values.shape)
     path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
 
 
 def write_subset(full: DataSet, folder: Path, train: int, test: int) -> None:
-    """The first images of each class, so many in all, as idx files."""
+    """Write the first images of each class, `train` and `test` of them in total, as idx files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, images, target, n in (("train", full.train_images, full.train_target, train),
                                     ("t10k", full.test_images, full.test_target, test)):
@@ -39,7 +39,7 @@ def write_subset(full: DataSet, folder: Path, train: int, test: int) -> None:
 
 
 def write_tree(full: DataSet, folder: Path, train: int, test: int) -> None:
-    """The same images as PNG files in train/CLASS and val/CLASS."""
+    """Write the same images as PNG files in train/CLASS and val/CLASS."""
     for split, images, target, n in (("train", full.train_images, full.train_target, train),
                                      ("val", full.test_images, full.test_target, test)):
         for i in first_of_each_class(target, n):
@@ -50,10 +50,10 @@ def write_tree(full: DataSet, folder: Path, train: int, test: int) -> None:
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--train", type=cli.number(int, 10), default=6000)
-    parser.add_argument("--test", type=cli.number(int, 10), default=2000)
-    parser.add_argument("--tree", action="store_true", help="PNG images in train/CLASS and val/CLASS")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--train", type=cli.number(int, 10), default=6000, help="number of training images")
+    parser.add_argument("--test", type=cli.number(int, 10), default=2000, help="number of test images")
+    parser.add_argument("--tree", action="store_true", help="write PNG images to train/CLASS and val/CLASS")
     return parser
 
 

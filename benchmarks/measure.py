@@ -1,4 +1,4 @@
-"""What the benchmarks share: seconds, memory, dispatches, whether fast/ equals the definition, and where results go."""
+"""Shared by the benchmarks: wall-clock time, memory, dispatches, fast/ against the reference, and files of results."""
 import argparse
 import copy
 import json
@@ -16,21 +16,22 @@ import utils
 
 
 def machine(device: torch.device | str = "cpu") -> str:
-    """Torch's version and the device in words, with the kind of CPU: how fast a step is depends on it."""
+    """The torch version and the device in words; for a CPU with its instruction set, on which speed depends."""
     device = torch.device(device)
-    kind = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
-    return f"torch {torch.__version__}, {utils.describe_device(device)}{kind}"
+    instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
+    return f"torch {torch.__version__}, {utils.describe_device(device)}{instructions}"
 
 
 def file_to_write(text: str) -> Path:
-    """The type of --json: a missing folder is said now, not when all is measured."""
+    """The type of --json: a missing folder is an error at once, not after all measurements."""
     path = Path(text)
     if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no such folder, make it first")
+        raise argparse.ArgumentTypeError(f"{text}: no such folder, create it first")
     return path
 
 
 def write_json(args: argparse.Namespace, results: dict | list) -> None:
+    """Write options, versions and results to --json, if it is set."""
     if args.json:
         device = getattr(args, "device", "cpu")
         record = {"args": vars(args), "torch": torch.__version__, "machine": machine(device), "results": results}
@@ -38,33 +39,35 @@ def write_json(args: argparse.Namespace, results: dict | list) -> None:
 
 
 def difference(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> tuple[float, str]:
-    """The largest error of fast/ against the definition, in float64, relative to what is off most: its name.
+    """The largest error of fast/ against the reference: relative, in float64, and the worst tensor's name.
 
-    Compared are loss, gradients and statistics; what is 0 but for rounding may be off by that much.
+    Compares loss, gradients and batch norm statistics. An error is relative to the tensor's largest entry, or to 1e-5
+    if that is larger, because a tensor may be zero except for rounding.
     """
     results = []
     for fast in (False, True):
-        same = copy.deepcopy(network).double()
-        same.fast = fast
-        loss = loss_of(same, images.double(), target)
+        # Both variants start from the same weights and statistics.
+        variant = copy.deepcopy(network).double()
+        variant.fast = fast
+        loss = loss_of(variant, images.double(), target)
         loss.backward()
-        gradients = {name: p.grad for name, p in same.named_parameters() if p.grad is not None}
-        results.append({"loss": loss.detach(), **gradients, **dict(same.named_buffers())})
+        gradients = {name: p.grad for name, p in variant.named_parameters() if p.grad is not None}
+        results.append({"loss": loss.detach(), **gradients, **dict(variant.named_buffers())})
     names = list(results[0])
     errors = torch.tensor([(results[1][name] - results[0][name]).abs().max() / results[0][name].abs().max().clamp(1e-5)
                            for name in names])
-    worst = int(errors.argmax())  # what is no number, if there is such
+    worst = int(errors.argmax())  # NaN counts as the largest
     return float(errors[worst]), names[worst]
 
 
 def check(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> None:
-    """Raise AssertionError where fast/ and the definition differ."""
+    """Raise AssertionError if fast/ and the reference differ."""
     error, name = difference(network, loss_of, images, target)
-    assert error <= 1e-8, f"not the same {name}: off by {error:.1e}"
+    assert error <= 1e-8, f"fast/ differs from the reference in {name}: relative error {error:.1e}"
 
 
-class Dispatches(TorchDispatchMode):
-    """Counts the operators that are dispatched, forward, backward and optimizer."""
+class DispatchCounter(TorchDispatchMode):
+    """Counts the dispatched operators: forward, backward and optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -75,23 +78,23 @@ class Dispatches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dispatches(step, *batch) -> int:
-    with Dispatches() as counter:
+def count_dispatches(step, *batch) -> int:
+    with DispatchCounter() as counter:
         step(*batch)
     return counter.count
 
 
-def kept_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
-    """Bytes of the storages that a forward pass keeps for backward, parameters and buffers not counted."""
+def saved_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
+    """Bytes of the storages that a forward pass saves for backward, except those of parameters and buffers."""
     for name, p in model.named_parameters():
         p.requires_grad_(not model.fast or name.startswith("alphas") == (trained == "alpha"))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages = {}
 
-    def note(tensor):
+    def record(tensor):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         logits = model(images)
     del logits
     model.requires_grad_(True)
@@ -99,7 +102,7 @@ def kept_bytes(model: nn.Module, images: Tensor, trained: str) -> int:
 
 
 def peak_bytes(step, *batch) -> int:
-    """The most bytes allocated at once during a step, above those allocated before it."""
+    """The peak of the bytes allocated during a step, above those allocated before it."""
     if batch[0].is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -110,14 +113,15 @@ def peak_bytes(step, *batch) -> int:
     with profile(profile_memory=True) as profiler:
         step(*batch)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()  # negative when memory is freed
+        peak = max(peak, allocated)
     return peak
 
 
-def seconds(step, *batch) -> float:
+def wall_seconds(step, *batch) -> float:
+    """The wall-clock time of a step, until the GPU has finished it."""
     synchronize = torch.cuda.synchronize if batch[0].is_cuda else (lambda: None)
     synchronize()
     start = time.perf_counter()

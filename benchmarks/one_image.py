@@ -1,8 +1,8 @@
 """Sizes of exported files, and the time of one image on one core, PyTorch eager against ONNX Runtime, in one process.
 
     python benchmarks/one_image.py          # PDARTS at both published sizes: 36 x 20 at 32x32, 48 x 14 at 224x224
-The weights are random, the norms' statistics are those of random images; neither changes sizes or times. Each file is
-first compared with PyTorch, as export.py does. Runs are interleaved; seconds are medians.
+The weights are random, and the batch norm statistics are those of random images; neither changes sizes or times. Each
+file is first compared with PyTorch, as in export.py. Runs are interleaved, and times are medians.
 """
 import argparse
 import statistics
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from measure import file_to_write, machine, seconds, write_json
+from measure import file_to_write, machine, wall_seconds, write_json
 
 import export
 import genotypes
@@ -28,17 +28,17 @@ NETWORKS = {"CIFAR, 36 x 20": (hubconf.pdarts_cifar, 32), "ImageNet, 48 x 14": (
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--arch", default="PDARTS")
-    parser.add_argument("--repeats", type=cli.number(int, 1), default=21, help="timed runs, after one that is not")
+    parser.add_argument("--arch", default="PDARTS", help="the cell: a name, random:SEED, a run or a file")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=21, help="timed runs, after one warm-up")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
 
 def settle(network: nn.Module, images: Tensor) -> nn.Module:
-    """Give the norms the statistics of these images: else all images have nearly the same logits.
+    """Set the batch norm statistics to those of these images: otherwise all images have nearly the same logits.
 
-    The norms' biases are 1, so that most of what reaches a ReLU passes: deep random networks would else enlarge every
-    rounding error ten thousand times, and equal logits could not be told from others.
+    The batch norm biases become 1, so that most values pass the ReLUs: otherwise deep random networks would amplify
+    every rounding error ten thousand times, and equal logits could not be distinguished from others.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -49,7 +49,7 @@ def settle(network: nn.Module, images: Tensor) -> nn.Module:
     return network.eval()
 
 
-def runtime(path: Path):
+def onnx_session(path: Path):
     """A function that runs an ONNX file on one core."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -60,21 +60,23 @@ def runtime(path: Path):
 
 @torch.no_grad()
 def measure(network: nn.Module, size: int, genotype: genotypes.Genotype, folder: Path, repeats: int) -> dict:
-    """The size of each file in bytes, its largest difference from PyTorch's logits, and the seconds of both ways."""
+    """Per file its size in bytes and its largest difference from PyTorch's logits; and the seconds of both runtimes."""
     settle(network, torch.randn(8, 3, size, size))
     images, result = torch.randn(4, 3, size, size), {}
     program = export.trace(network, images)
-    about = describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
-    for suffix in export.FORMS:
+    metadata = describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
+    metadata["genotype"] = genotype._asdict()
+    for suffix in export.FORMATS:
         path = folder / f"{size}.{suffix}"
-        difference = export.export(suffix, path, network, program, images, about | {"genotype": genotype._asdict()})
+        difference = export.export(suffix, path, network, program, images, metadata)
         result[suffix] = {"bytes": path.stat().st_size, "difference": difference}
-    ways = {"eager": network, "onnxruntime": runtime(folder / f"{size}.onnx")}
-    times = {name: [] for name in ways}
+    runtimes = {"eager": network, "onnxruntime": onnx_session(folder / f"{size}.onnx")}
+    times = {name: [] for name in runtimes}
     for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            elapsed = seconds(way, images[:1])
-            if repeat:
+        # The two take turns, so that a slow phase of the machine slows both of them.
+        for name, runtime in runtimes.items():
+            elapsed = wall_seconds(runtime, images[:1])
+            if repeat:  # the first run is the warm-up
                 times[name].append(elapsed)
     return result | {"seconds": {name: statistics.median(values) for name, values in times.items()}}
 
@@ -89,8 +91,8 @@ def main(args: argparse.Namespace) -> None:
         for name, (entry, size) in NETWORKS.items():
             results[name] = row = measure(entry(genotype), size, genotype, Path(folder), args.repeats)
             files = ", ".join(f"{suffix} {row[suffix]['bytes'] / 1e6:.1f} MB ({row[suffix]['difference']:.0e})"
-                              for suffix in export.FORMS)
-            eager, onnx = (1000 * row["seconds"][way] for way in ("eager", "onnxruntime"))
+                              for suffix in export.FORMATS)
+            eager, onnx = (1000 * row["seconds"][runtime] for runtime in ("eager", "onnxruntime"))
             print(f"{name}: {files}; one image: eager {eager:.1f} ms, ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f}x)")
     write_json(args, results)
 

@@ -1,13 +1,14 @@
-"""Time and memory of a search step, fast/ against the definition of the same supernet, in one process.
+"""Time and memory of a search step, fast/ against the reference implementation of the same supernet, in one process.
 
     python benchmarks/search_step.py                       # the three stages at 16 channels, 32x32: minutes on a CPU
     python benchmarks/search_step.py --stages 1 --repeats 9 --json stage1.json
     python benchmarks/search_step.py --growth              # how a step grows with cells, channels, batch, image size
-Plain: the definition (`network.fast = False`) as a script would first train it: all parameters requiring gradients in
-both steps, contiguous tensors, default optimizers; the fast side gets its images on the CPU as `data.py` delivers them,
-in channels-last memory. Both must first agree in float64 on loss, gradients and statistics. Steps are interleaved;
-seconds are medians, ratios are plain / this. Bytes are those of one image: `kept` for the backward pass (storages of
-saved tensors other than parameters and buffers), `peak` above what a weight step began with.
+`plain` is the reference (`network.fast = False`) as a script would first train it: all parameters require gradients in
+both steps, tensors are contiguous, optimizers have their defaults. `default` is fast/, `checkpoint` the same with
+--grad_checkpoint; on the CPU both get images in channels-last memory, as input_pipeline/ delivers them. All must first
+agree in float64 on loss, gradients and batch norm statistics. Steps are interleaved, and times are medians. The
+speed-up (x) is plain / fast, other ratios are fast / plain. Memory is per image: `saved` for backward (storages of
+saved tensors except parameters and buffers), and the `peak` above what was allocated before a weight step.
 """
 import argparse
 import copy
@@ -21,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from measure import check, dispatches, file_to_write, kept_bytes, machine, peak_bytes, seconds, write_json
+from measure import (
+    check,
+    count_dispatches,
+    file_to_write,
+    machine,
+    peak_bytes,
+    saved_bytes,
+    wall_seconds,
+    write_json,
+)
 
 import utils
 from architect import Architect
@@ -30,21 +40,26 @@ from harness import cli
 from model_search import Network
 from train_search import weight_step
 
-STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}  # cells, candidates per edge
+STAGES = {1: (5, 8), 2: (11, 5), 3: (17, 3)}  # number of cells, candidates per edge
+KINDS = ("weight", "alpha")
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3],
+                        help="stages to measure; default: 1 2 3")
     parser.add_argument("--channels", type=cli.number(int, 2), default=16, help="initial channels")
-    parser.add_argument("--image_size", type=cli.number(int, 4), default=32)
-    parser.add_argument("--stem", choices=["cifar", "imagenet"], default="cifar", help="imagenet: for 32x32 and more")
-    parser.add_argument("--batch_size", type=cli.number(int, 2), help="default: 16 on a CPU, 96 on a GPU")
-    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one that is not")
-    parser.add_argument("--threads", type=cli.number(int, 1), default=1, help="of the CPU")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=cli.number(int, 0), default=0, help="of the candidates, weights and images")
-    parser.add_argument("--growth", action="store_true", help="measure the growth table instead")
+    parser.add_argument("--image_size", type=cli.number(int, 4), default=32, help="side of the images in pixels")
+    parser.add_argument("--stem", choices=["cifar", "imagenet"], default="cifar",
+                        help="stem of the supernet; imagenet needs images of 32x32 or more; default: cifar")
+    parser.add_argument("--batch_size", type=cli.number(int, 2),
+                        help="images per step; default: 16 on a CPU, 96 on a GPU")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one warm-up")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=1, help="number of CPU threads")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="device to measure; default: cuda if there is a GPU, else cpu")
+    parser.add_argument("--seed", type=cli.number(int, 0), default=0, help="seed of candidates, weights and images")
+    parser.add_argument("--growth", action="store_true", help="measure how a step grows instead of the stages")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")
     return parser
 
@@ -77,7 +92,7 @@ def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: 
     return loss.detach(), logits.detach()
 
 
-class OurSteps:
+class FastSteps:
     """Both steps as `train_search.py` takes them."""
 
     def __init__(self, network: Network, grad_checkpoint: bool):
@@ -95,7 +110,7 @@ class OurSteps:
 
 
 def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
-    """The supernet of a stage, its candidates drawn at random: of all 8, K on every edge."""
+    """A stage's supernet with K random candidates, of all 8, on every edge."""
     rng = random.Random(args.seed)
     candidates = [[sorted(rng.sample(PRIMITIVES, K), key=PRIMITIVES.index) for _ in range(14)] for _ in range(2)]
     torch.manual_seed(args.seed)
@@ -103,80 +118,97 @@ def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
 
 
 def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> dict[str, dict]:
-    """Per mode (plain, default, checkpoint): seconds and dispatches of the steps, kept and peak bytes of one image."""
+    """Per mode (plain, default, checkpoint): seconds and dispatches of the steps, saved and peak bytes per image."""
     network = supernet(layers, K, args)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     target = torch.randint(10, (args.batch_size,), device=args.device)
     check(network, lambda model, *batch: F.cross_entropy(model(batch[0]), batch[1]), images[:4], target[:4])
     steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
-             OurSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
-    times = {(mode, kind): [] for mode in modes for kind in ("weight", "alpha")}
-    layout = torch.channels_last if args.device == "cpu" else torch.contiguous_format
-    inputs = {mode: images if mode == "plain" else images.contiguous(memory_format=layout) for mode in modes}
-    for repeat in range(args.repeats + 1):
-        for mode, kind in times:
-            elapsed = seconds(getattr(steps[mode], kind), inputs[mode], target)
-            if repeat:
-                times[mode, kind].append(elapsed)
+             FastSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
+    memory_format = torch.channels_last if args.device == "cpu" else torch.contiguous_format
+    inputs = {mode: images if mode == "plain" else images.contiguous(memory_format=memory_format) for mode in modes}
+    times = time_steps(steps, inputs, target, args.repeats)
     result = {}
     for mode, step in steps.items():
-        row = {kind: statistics.median(times[mode, kind]) for kind in ("weight", "alpha")}
+        row = {kind: statistics.median(times[mode, kind]) for kind in KINDS}
+        # A bilevel step is an alpha step and a weight step; the median is over the sums of both.
         row["bilevel"] = statistics.median(map(sum, zip(times[mode, "weight"], times[mode, "alpha"])))
-        for kind in ("weight", "alpha"):
-            row[f"dispatches_{kind}"] = dispatches(getattr(step, kind), inputs[mode], target)
-            row[f"kept_{kind}"] = kept_bytes(step.model, inputs[mode], kind) / args.batch_size
+        # Counting slows a step down, so it comes after all timing.
+        for kind in KINDS:
+            row[f"dispatches_{kind}"] = count_dispatches(getattr(step, kind), inputs[mode], target)
+            row[f"kept_{kind}"] = saved_bytes(step.model, inputs[mode], kind) / args.batch_size
         row["peak"] = peak_bytes(step.weight, inputs[mode], target) / args.batch_size
         result[mode] = row
     return result
 
 
+def time_steps(steps: dict, inputs: dict[str, Tensor], target: Tensor, repeats: int) -> dict[tuple, list[float]]:
+    """The seconds of every repeat, per mode and kind of step."""
+    times = {(mode, kind): [] for mode in steps for kind in KINDS}
+    for repeat in range(repeats + 1):
+        # The modes take turns, so that a slow phase of the machine slows all of them.
+        for mode, kind in times:
+            elapsed = wall_seconds(getattr(steps[mode], kind), inputs[mode], target)
+            if repeat:  # the first run is the warm-up
+                times[mode, kind].append(elapsed)
+    return times
+
+
+# ---- tables
+
+def print_columns(rows: list[list[str]]) -> None:
+    """Print a table in columns that are two spaces apart, all but the first aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for name, *values in rows:
+        print("  ".join([name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(values, widths[1:]))]))
+
+
 def print_stage(stage: int, result: dict[str, dict]) -> None:
     layers, K = STAGES[stage]
     print(f"\nstage {stage}: {layers} cells, {K} candidates per edge")
-    print(f"{'':11}{'weight s':>15}{'alpha s':>15}{'bilevel s':>15}{'dispatches w, a':>26}{'kept MB w, a':>24}"
-          f"{'peak MB':>15}")
-    plain = result["plain"]
+    plain, default = result["plain"], result["default"]
+    rows = [["", "weight s", "alpha s", "bilevel s", "weight dispatches", "alpha dispatches", "weight saved MB",
+             "alpha saved MB", "peak MB"]]
     for mode, row in result.items():
-        cells = [f"{row[k]:.2f} ({plain[k] / row[k]:.2f}x)" for k in ("weight", "alpha", "bilevel")]
-        print(f"{mode:11}{cells[0]:>15}{cells[1]:>15}{cells[2]:>15}", end="")
-        for key, unit, width in (("dispatches_", 1, ".0f"), ("kept_", 1e6, ".1f")):
-            pair = [row[key + kind] / unit for kind in ("weight", "alpha")]
-            ratios = [row[key + kind] / plain[key + kind] for kind in ("weight", "alpha")]
-            text = ", ".join(f"{value:{width}} ({ratio:.3f})" for value, ratio in zip(pair, ratios))
-            print(f"{text:>{26 if unit == 1 else 24}}", end="")
-        print(f"{row['peak'] / 1e6:8.1f} ({row['peak'] / plain['peak']:.3f})")
-    print(f"default: a weight step takes as long as {result['default']['weight'] / result['default']['alpha']:.2f} "
-          "alpha steps")
+        # A time is followed by its speed-up over plain, a count or size by its ratio to plain.
+        times = [f"{row[kind]:.2f} ({plain[kind] / row[kind]:.2f}x)" for kind in (*KINDS, "bilevel")]
+        counts = [f"{row[key]} ({row[key] / plain[key]:.3f})" for key in ("dispatches_weight", "dispatches_alpha")]
+        megabytes = [f"{row[key] / 1e6:.1f} ({row[key] / plain[key]:.3f})" for key in
+                     ("kept_weight", "kept_alpha", "peak")]
+        rows.append([mode, *times, *counts, *megabytes])
+    print_columns(rows)
+    print(f"default: a weight step takes as long as {default['weight'] / default['alpha']:.2f} alpha steps", flush=True)
 
 
 def print_memory(results: dict[int, dict]) -> None:
-    """What a weight step needs beyond weights and optimizer, in proportion to the batch."""
-    print("\npeak GB of a weight step, computed for a batch of 96 / 64 / 128 (1,024 on 8 GPUs)")
-    modes = list(next(iter(results.values())))
-    print(f"{'':9}" + "".join(f"{mode:>22}" for mode in modes))
+    """Print what a weight step needs besides weights and optimizer, in proportion to the batch."""
+    print("\npeak GB of a weight step, computed for a batch of 96 / 64 / 128 (1,024 over 8 GPUs)")
+    rows = [["", *next(iter(results.values()))]]
     for stage, result in results.items():
-        cells = [" / ".join(f"{B * result[mode]['peak'] / 1e9:.2f}" for B in (96, 64, 128)) for mode in modes]
-        print(f"stage {stage}  " + "".join(f"{cell:>22}" for cell in cells))
+        rows.append([f"stage {stage}", *(" / ".join(f"{B * row['peak'] / 1e9:.2f}" for B in (96, 64, 128))
+                                         for row in result.values())])
+    print_columns(rows)
 
 
 def growth(args: argparse.Namespace) -> list[dict]:
-    """One size at a time away from 5 cells, 5 candidates, and the given channels, batch and image size."""
+    """Measure the default, varying one size at a time from 5 cells and the given channels, batch and image size."""
     rows = []
     sizes = {"cells": [5, 10, 20], "channels": [8, 16, 32], "batch_size": [8, 16, 32], "image_size": [16, 32, 64]}
-    print(f"{'':17}{'bilevel s':>11}{'kept MB':>10}{'peak MB':>10}   of the batch")
+    print(f"{'':16} {'bilevel s':>10} {'saved MB':>9} {'peak MB':>9}   MB of the whole batch")
     for name, values in sizes.items():
         for value in values:
             sized = argparse.Namespace(**{**vars(args), "cells": 5, name: value})
             row = measure(sized.cells, 5, sized, ["default"])["default"]
-            kept, peak = (row[key] * sized.batch_size / 1e6 for key in ("kept_weight", "peak"))
-            print(f"{name:11}{value:6}{row['bilevel']:11.2f}{kept:10.0f}{peak:10.0f}", flush=True)
+            # Each line is printed at once, because the next one may take minutes.
+            saved, peak = (row[key] * sized.batch_size / 1e6 for key in ("kept_weight", "peak"))
+            print(f"{name:10} {value:5} {row['bilevel']:10.2f} {saved:9.0f} {peak:9.0f}", flush=True)
             rows.append({"size": name, "value": value, **row})
     return rows
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    utils.pick_device(args.device, deterministic=False)  # says so where it can't be used
+    utils.pick_device(args.device, deterministic=False)  # raises ValueError if the device can't be used
     args.batch_size = args.batch_size or (96 if args.device == "cuda" else 16)
     print(f"{machine(args.device)}, batch {args.batch_size}, {args.channels} channels, "
           f"{args.image_size}x{args.image_size}, {args.stem} stem, median of {args.repeats}")
@@ -187,7 +219,6 @@ def main(args: argparse.Namespace) -> None:
         for stage in args.stages:
             results[stage] = measure(*STAGES[stage], args, ["plain", "default", "checkpoint"])
             print_stage(stage, results[stage])
-            sys.stdout.flush()
         print_memory(results)
     write_json(args, results)
 

@@ -1,6 +1,7 @@
-"""The steps of the published runs, for gpu.py: networks and batches by name, taken in several ways, timed and profiled.
+"""The steps of the published runs, for gpu.py: networks and batches by name, in several variants, timed and profiled.
 
-A name is one of STAGES, "evaluation" or "small evaluation"; a way is a list in words, as "fast, channels-last, bf16".
+A name is one of STAGES, "evaluation" or "small evaluation"; a variant lists its properties, as in
+"fast, channels-last, bf16".
 """
 import argparse
 import gc
@@ -17,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import evaluation_step
 import search_step
-from measure import peak_bytes, seconds
+from measure import peak_bytes, wall_seconds
 
 import fast
 import genotypes
@@ -28,7 +29,7 @@ STAGES = ("stage 1", "stage 2", "stage 3")
 
 
 def attempt(function, *args) -> dict:
-    """The dict that `function` returns, or a note why it can't: that one fails is no reason to lose the others."""
+    """The dict that `function` returns, or a note with its error, because one failure must not lose the other rows."""
     try:
         return function(*args)
     except torch.cuda.OutOfMemoryError:
@@ -58,84 +59,87 @@ def make_batch(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return torch.randn(B, 3, size, size, device=args.device), torch.randint(10, (B,), device=args.device)
 
 
-def kinds(name: str) -> tuple[str, ...]:
-    """The kinds of step that a network takes."""
+def step_kinds(name: str) -> tuple[str, ...]:
+    """The kinds of training step of a network."""
     return ("weight", "alpha") if name in STAGES else ("training",)
 
 
-def build(name: str, way: str, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[Tensor, Tensor]]:
-    """The network, its steps by kind, and the batch that they take."""
-    layout = torch.channels_last if "channels-last" in way else torch.contiguous_format
-    network, (images, target) = make_network(name, args).to(memory_format=layout), make_batch(name, args)
-    network.fast = "fast" in way
-    utils.set_precision(network, torch.device(args.device), "bf16" if "bf16" in way else "off")
+def build(name: str, variant: str, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[Tensor, Tensor]]:
+    """A network, its steps by kind, and their batch."""
+    memory_format = torch.channels_last if "channels-last" in variant else torch.contiguous_format
+    network, (images, target) = make_network(name, args).to(memory_format=memory_format), make_batch(name, args)
+    network.fast = "fast" in variant
+    utils.set_precision(network, "bf16" if "bf16" in variant else "off")
+    plain = variant == "plain"
     if name in STAGES:
-        network.skip_dropout = 0.2  # most epochs of a search have some
-        if "compiled" in way:
+        network.skip_dropout = 0.2  # most epochs of a search have a rate above 0
+        if "compiled" in variant:
             fast.compile_cells(network)
-        plain = way == "plain"
-        pair = search_step.PlainSteps(network) if plain else search_step.OurSteps(network, "checkpointed" in way)
+        pair = (search_step.PlainSteps(network) if plain else
+                search_step.FastSteps(network, grad_checkpoint="checkpointed" in variant))
         steps = {"weight": pair.weight, "alpha": pair.alpha}
     else:
         network.drop_path_prob = 0.15
-        if "compiled" in way:
+        if "compiled" in variant:
             network.compile()
-        steps = {"training": evaluation_step.make_step(network, fused=way != "plain")}
-    return network, steps, (images.contiguous(memory_format=layout), target)
+        steps = {"training": evaluation_step.make_step(network, fused=not plain)}
+    return network, steps, (images.contiguous(memory_format=memory_format), target)
 
 
-def seconds_of(step, batch: tuple, args: argparse.Namespace) -> float:
-    """Of one step among several in a row: as in a run, the CPU may launch ahead of the GPU."""
+def step_seconds(step, batch: tuple, args: argparse.Namespace) -> float:
+    """Wall-clock time per step, over several in a row: as in a run, the CPU may launch kernels ahead of the GPU."""
     def several(*batch):
         for _ in range(args.steps):
             step(*batch)
     for _ in range(args.warmup):
-        step(*batch)  # cudnn tries its algorithms, the allocator grows
-    return statistics.median(seconds(several, *batch) for _ in range(args.repeats)) / args.steps
+        step(*batch)  # cudnn autotunes, the allocator grows
+    return statistics.median(wall_seconds(several, *batch) for _ in range(args.repeats)) / args.steps
 
 
-def measure_steps(name: str, way: str, args: argparse.Namespace) -> dict[str, dict]:
+def measure_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str, dict]:
     """Seconds and peak memory per kind of step."""
-    utils.pick_device(args.device, deterministic=False)  # lets cudnn try: in a process of its own, too
-    _, steps, batch = build(name, way, args)
+    utils.pick_device(args.device, deterministic=False)  # enables autotuning, in a process of its own as well
+    _, steps, batch = build(name, variant, args)
     result = {}
     for kind, step in steps.items():
-        elapsed = seconds_of(step, batch, args)
+        elapsed = step_seconds(step, batch, args)
         result[kind] = {"seconds": elapsed, "images_per_second": len(batch[0]) / elapsed,
                         "peak_mb": peak_bytes(step, *batch) / 1e6}
     return result
 
 
 def measure_compiled(name: str, limit: float, args: argparse.Namespace) -> dict[str, dict]:
-    """The same of a compiled network, in a process of its own, which is ended after `limit` seconds."""
+    """The same for a compiled network, in a process of its own, which is terminated after `limit` seconds."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             return pool.apply_async(attempt, (measure_steps, name, "fast, compiled", args)).get(limit)
         except multiprocessing.TimeoutError:
-            return {"note": f"not compiled and measured in {limit:.0f} s"}
+            return {"note": f"not compiled and measured within {limit:.0f} s"}
 
 
-def profile_steps(name: str, way: str, args: argparse.Namespace) -> dict[str, tuple[int, float]]:
-    """Per kind of step, how many kernels it launches, copies among them, and the seconds in which any of them runs.
+def profile_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str, tuple[int, float]]:
+    """Per kind of step: how many kernels it launches, copies included, and the seconds in which at least one runs.
 
-    On a CPU: operators.
+    On a CPU it counts operators instead of kernels.
     """
-    _, steps, batch = build(name, way, args)
-    # Of the device alone: with the CPU's activity, annotations would be taken for kernels.
+    _, steps, batch = build(name, variant, args)
+    # Profiles only the device: with the CPU's activity, annotations would count as kernels.
     activity, device = ((ProfilerActivity.CUDA, DeviceType.CUDA) if args.device == "cuda" else
                         (ProfilerActivity.CPU, DeviceType.CPU))
     result = {}
     for kind, step in steps.items():
-        seconds(step, *batch)
+        # The warm-up is not profiled.
+        wall_seconds(step, *batch)
         with profile(activities=[activity]) as profiler:
-            seconds(step, *batch)  # waits for the last kernel
+            wall_seconds(step, *batch)  # waits for the last kernel
         spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns())
                        for e in profiler.profiler.kineto_results.events()
                        if e.device_type() == device and not e.is_user_annotation())
         if not spans:
-            raise RuntimeError("the profiler saw nothing run")
+            raise RuntimeError("the profiler recorded nothing")
+        # Kernels may overlap, so only what follows the latest end so far is added.
         busy = end = 0
-        for start, stop in spans:  # they may overlap
+        for start, stop in spans:
             busy += max(0, stop - max(start, end))
             end = max(end, stop)
         result[kind] = len(spans), busy / 1e9

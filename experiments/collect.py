@@ -1,8 +1,8 @@
 """Copy the records of an experiment's finished runs, without weights and without the path of the script.
 
     python experiments/collect.py OUT results
-Expect results/RUN/ for each finished run in OUT/runs, with args.json, metrics.jsonl, genotype.json, and of a search
-alphas.npz and genotypes.json: all that compare.py and visualize.py read.
+Expect results/RUN/ for each finished run in OUT/runs, with args.json, metrics.jsonl and genotype.json, and for a search
+alphas.npz and genotypes.json: all files that compare.py and visualize.py read.
 """
 import json
 import shlex
@@ -21,22 +21,24 @@ RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("out", type=Path, metavar="OUT", help="where evidence.py has written")
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="where the records go")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the --out of evidence.py")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder for the records")
     return parser
 
 
 def main(args: Namespace) -> None:
     found = [compare.read_run(str(path.parent)) for path in sorted((args.out / "runs").glob("*/args.json"))]
     if not found:
-        raise ValueError(f"{args.out} holds no runs: name the --out of experiments/evidence.py")
+        raise ValueError(f"{args.out} holds no runs: pass the --out of experiments/evidence.py")
     finished = [run for run in found if compare.state(run) == "finished"]
     for run in finished:
         folder = args.results / run["name"]
         folder.mkdir(parents=True, exist_ok=True)
+        # A record that this kind of run does not write is not there to be copied.
         for name in RECORDS:
             if (run["path"] / name).exists():
                 shutil.copyfile(run["path"] / name, folder / name)
+        # The command keeps its options, but not the path of the script, which is that of this machine.
         record = records.read_args(run["path"])
         python, script, *options = shlex.split(record["command"])
         record["command"] = shlex.join([python, Path(script).name, *options])

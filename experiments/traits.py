@@ -1,10 +1,11 @@
-"""Which cells do well? Traits of every cell that was trained, beside its errors, and how they correlate.
+"""Which cells do well? Traits of every trained cell next to its errors, and how they correlate.
 
     python experiments/traits.py RUN_DIR RUN_DIR RUN_DIR [...]
-The runs are evaluation runs that differ in the cell. Expect a Markdown table with a line for each, the best first: its
-errors after the last epoch, and of the normal cell's eight edges the number of skip-connects, of pools, of separable
-and of dilated convolutions, and of edges that come from the cell's inputs: the more, the wider and shallower a cell is
-(Shu, Wang and Cai, ICLR 2020). The last line has the correlation of each column with the test error.
+The runs are evaluation runs of different cells. Expect a Markdown table with one line per run, the best first: its
+errors after the last epoch, and, of the normal cell's eight edges, the number of skip-connects, pools, separable
+convolutions and dilated convolutions, and the number of edges that come from the cell's inputs: the more of them, the
+wider and shallower the cell (Shu, Wang and Cai, ICLR 2020). The last line has the correlation of each column with the
+test error.
 """
 import statistics
 import sys
@@ -20,16 +21,16 @@ TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv"
 
 
 def traits(run: dict) -> list[float]:
-    """A finished evaluation run's TRAITS."""
+    """The TRAITS of a finished evaluation run."""
     last, edges = run["metrics"][-1], run["genotype"].normal
     kinds = [sum(name in op for op, _ in edges) for name in ("skip", "pool", "sep_conv", "dil_conv")]
     return [100 - last["test_acc"], 100 - last["train_acc"], *kinds, sum(i < 2 for _, i in edges)]
 
 
-def correlation(one: list[float], other: list[float]) -> str:
+def correlation(first: list[float], second: list[float]) -> str:
     try:
-        return f"{statistics.correlation(one, other):.2f}"
-    except statistics.StatisticsError:  # one of them is constant
+        return f"{statistics.correlation(first, second):.2f}"
+    except statistics.StatisticsError:  # one of the two is constant
         return "–"
 
 
@@ -37,9 +38,9 @@ def main(args: Namespace) -> None:
     runs = [compare.read_run(run_dir) for run_dir in args.run_dirs]
     for run in runs:
         if run["kind"] == "search" or compare.state(run) != "finished":
-            raise ValueError(f"{run['name']} is no finished evaluation run: leave it out")
+            raise ValueError(f"{run['name']} is not a finished evaluation run: omit it")
     if len(runs) < 3:
-        raise ValueError(f"{len(runs)} runs have no correlation to speak of: name three or more")
+        raise ValueError(f"{len(runs)} runs are too few for a correlation: pass three or more")
     rows = sorted((traits(run), run["args"]["arch"]) for run in runs)
     lines = [[Path(arch).stem, *(f"{error:.2f}" for error in values[:2]), *map(str, values[2:])]
              for values, arch in rows]

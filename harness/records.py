@@ -12,7 +12,7 @@ def read_args(run_dir) -> dict:
         record = json.loads((Path(run_dir) / "args.json").read_text())
         return record | {"kind": str(record["kind"]), "args": dict(record["args"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{run_dir} is not a run (no readable args.json): name a run directory") from None
+        raise ValueError(f"{run_dir} is not a run (no readable args.json): use a run directory") from None
 
 
 def read_run(run_dir) -> tuple[dict, list[dict]]:
@@ -38,7 +38,7 @@ def last_weights(run_dir) -> str:
     (record, metrics), best = read_run(run_dir), Path(run_dir) / "best.pt"
     if record["kind"] not in ("eval", "imagenet"):
         raise ValueError(f"{run_dir} is a run of kind {record['kind']}, which leaves no network: train its cell and "
-                         "name that run")
+                         "use that run")
     if not (Path(run_dir) / "weights.pt").exists():
         instead = f", or use {best} as weights" if best.exists() else ""
         raise ValueError(f"{run_dir} is not finished, {len(metrics)} of {record['args'].get('epochs')} epochs are "

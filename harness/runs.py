@@ -28,8 +28,8 @@ class Run:
     """A run that saves itself: after each epoch, and mid-epoch when a signal or a bad image stops it.
 
     path: its directory. next_epoch: counted from 0 (in a search, within its stage). metrics: the records of all epochs.
-    state: what a kind of run adds, a dataclass. parts: what else a checkpoint holds, by name, see `keep`. costs: those
-    of all epochs, relative to each other, from which the remaining time is estimated.
+    state: what a kind of run adds, a dataclass. parts: what else a checkpoint holds, by name, see `keep`. costs: the
+    relative cost of each epoch, from which the remaining time is estimated.
     """
 
     @classmethod
@@ -37,7 +37,7 @@ class Run:
         """A new run in SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
 
         device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
-        end the run between steps. All processes call it. Raises OSError, and ValueError if the checkpoint is damaged.
+        end the run between steps. All ranks call it. Raises OSError, and ValueError if the checkpoint is damaged.
         """
         path = open_directory(kind, args, device)
         if parallel.rank() == 0:
@@ -48,18 +48,18 @@ class Run:
     def __init__(self, kind: str, path: Path, args: Namespace, state):
         self.kind, self.path, self.args, self.state = kind, path, args, state
         self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, [1.0] * args.epochs
-        self._saved = load_checkpoint(path, kind) or {}  # of the parts, until they have taken it
+        self._saved = load_checkpoint(path, kind) or {}  # the states of the parts, until `keep` restores them
         if self._saved:
             self.next_epoch, self.metrics = self._saved.pop("epoch"), self._saved.pop("metrics")
             for name in vars(state):
                 setattr(state, name, self._saved.pop(name))
         first = parallel.rank() == 0
         if first and self.metrics:
-            self._write_history()  # the kill may have come before it, or it is damaged
+            self._write_history()  # it may be damaged, or the run was killed before writing it
         self._write_scalars = scalar_writer(path, len(self.metrics)) if first and args.tensorboard else None
 
     def keep(self, **parts) -> None:
-        """Save these parts (network, optimizer, ...) in each checkpoint; each first takes its saved state, if any.
+        """Save these parts (network, optimizer, ...) in checkpoints; each is first restored, if it was saved.
 
         Raises ValueError if a saved state does not match.
         """
@@ -79,7 +79,7 @@ class Run:
 
     @contextlib.contextmanager
     def epoch(self, meter):
-        """Run an epoch, or the rest of one; if all processes stop in it, save the run and its meter mid-epoch."""
+        """Run an epoch, or the rest of one; if all ranks stop in it, save the run and its meter mid-epoch."""
         self._restore("meter", meter)
         try:
             yield
@@ -91,7 +91,7 @@ class Run:
             raise
 
     def end_epoch(self, record: dict) -> None:
-        """Log an epoch and write checkpoint.pt, then what follows from it. All processes call it. Raises OSError."""
+        """Log an epoch and write checkpoint.pt, then the files derived from it. All ranks call it. Raises OSError."""
         log.info(json.dumps(record))
         self.next_epoch += 1
         self.metrics.append(record)
@@ -109,8 +109,8 @@ class Run:
         return sum(record["seconds"] for record in self.metrics) * parallel.world_size() / 3600
 
     def _save_checkpoint(self, parts: dict) -> None:
-        """Write the run and these parts. All processes call it. Raises OSError."""
-        states = {name: part.state_dict() for name, part in parts.items()}  # of the meter: over all processes
+        """Write the run and these parts. All ranks call it. Raises OSError."""
+        states = {name: part.state_dict() for name, part in parts.items()}  # the meter's is summed over all ranks
         if parallel.rank() == 0:
             save_checkpoint(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,
                                         **vars(self.state), **states})
@@ -135,7 +135,7 @@ def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
     buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
     torch.save(checkpoint, buffer)
     if path.exists():
-        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy: at no moment is there no checkpoint
+        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy, so that there is a checkpoint at any moment
     write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
 
 
@@ -160,8 +160,8 @@ def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
 def seconds_left(costs: list[float], seconds: list[float], fraction: float = 0.0, elapsed: float = 0.0) -> float:
     """Seconds that the rest of a run will take, at the pace of its last 5 epochs, or of its first one so far.
 
-    costs: of all its epochs, relative to each other; seconds: those of the finished epochs. `fraction` of the current
-    epoch took `elapsed` seconds.
+    costs: the relative cost of each epoch of the run. seconds: the time that each finished epoch took. `fraction` of
+    the current epoch took `elapsed` seconds.
     """
     n, begun = len(seconds), fraction * costs[len(seconds)]
     pace = sum(seconds[-5:]) / sum(costs[:n][-5:]) if n else elapsed / begun
@@ -179,7 +179,7 @@ def in_words(seconds: float) -> str:
 # ---- directories
 
 def open_directory(kind: str, args: Namespace, device: str) -> Path:
-    """Choose the directory on rank 0, tell the others, and set args.resume to it. Raises OSError."""
+    """Choose the directory on rank 0, broadcast it, and set args.resume to it. Raises OSError."""
     box = [None]
     if parallel.rank() == 0:
         save = Path(args.save)
@@ -216,7 +216,7 @@ def _new_run(save: Path, kind: str, args: Namespace, device: str) -> str:
 
 
 def _launch_id() -> str | None:
-    """What a torchrun launch and its restarts have in common: its run id, or without one its process."""
+    """An identifier that a torchrun launch and its restarts share: its run id, or else its machine and process id."""
     if not launchers.is_torchrun():
         return None
     run_id = os.environ["TORCHELASTIC_RUN_ID"]
@@ -224,7 +224,7 @@ def _launch_id() -> str | None:
 
 
 def _restarted_run(save: Path, kind: str) -> str | None:
-    """The directory that this torchrun launch began before a process died (--max-restarts)."""
+    """The directory that this torchrun launch created before it was restarted (--max-restarts)."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         for path in save.glob(f"{kind}-*/args.json"):
             if json.loads(path.read_text())["launch"] == _launch_id():

@@ -1,6 +1,6 @@
 """From files to batches on the device: datasets by name, folders of images, batches in memory and streamed ones.
 
-It knows nothing of networks. torchvision is imported where it is used, because it brings all of its models along.
+It is independent of networks. Functions import torchvision when they need it, because it loads all of its models.
 """
 from input_pipeline.sets import DataSet, load
 

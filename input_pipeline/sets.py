@@ -27,16 +27,16 @@ class DataSet(NamedTuple):
     classes: list[str]
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
-    flip: bool  # does a mirror image keep its label?
+    flip: bool  # whether a horizontally flipped image keeps its label
 
 
 def load(name: str, root: str, image_size: int | None = None) -> DataSet:
-    """Load a data set, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
+    """Load a dataset, resized to `image_size` (None: its own, where 28x28 Fashion-MNIST is zero-padded to 32x32).
 
     Raises ValueError or OSError, in one line, for an unknown name, a size below 8, and missing or damaged files.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+        raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
     if image_size is not None and image_size < 8:
         raise ValueError(f"image size {image_size} leaves less than 2x2 pixels after two reductions: use 8 or more")
     if name == "digits":
@@ -63,9 +63,9 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
 
 
 def describe(classes: list[str], mean, std, image_size: int) -> dict:
-    """What one has to know of a data set to predict with a network trained on it, as it is written into files.
+    """The dataset's metadata that a prediction needs, as it is written into files.
 
-    mean, std: per channel, of pixels in [0, 1]; written for RGB, where grey images have three equal channels.
+    mean, std: per channel, of pixels in [0, 1]; written for RGB, in which grey images have three equal channels.
     """
     return {"classes": list(classes), "mean": [*mean] * (3 // len(mean)), "std": [*std] * (3 // len(std)),
             "image_size": image_size}
@@ -79,7 +79,7 @@ def read_digits():
     digits = load_digits()
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (N, 1, 8, 8), from 0..16
     target = torch.from_numpy(digits.target).long()
-    # Fixed, and shuffled: the file is in the order of the writers, who belong in both halves of the search.
+    # A fixed shuffle: the file is ordered by writer, and each writer belongs in both splits of a search.
     train, test = train_test_split(np.arange(len(target)), test_size=500, stratify=digits.target, random_state=0)
     return images[train], target[train], images[test], target[test], map(str, range(10))
 
@@ -96,22 +96,22 @@ def read_torchvision(name: str, root: str):
 
 
 def download(cls: str, root: str, files: str, **split):
-    """Open a torchvision data set, downloading it if need be; OSError says which files were expected where."""
+    """Open a torchvision dataset, downloading it if necessary. Raises OSError, which names the expected files."""
     import torchvision
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # a machine without internet should hear so soon
+    socket.setdefaulttimeout(10)  # a machine without internet should fail soon
     try:
         return getattr(torchvision.datasets, cls)(root, download=True, **split)
     except Exception as error:  # OSError, RuntimeError, UnpicklingError, ..., some over several lines
         reason = " ".join(str(error).split())[:200]
         raise OSError(f"{cls}: {Path(root, files)} is missing or damaged, and downloading it failed ({reason}): "
-                      "put it there, or name the folder that holds it") from error
+                      "put it there, or use the folder that holds it") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
 def read_fashion_mnist(root: str):
-    """Read four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
+    """Read the four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
     names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     for folder in (Path(root, "FashionMNIST/raw"), Path(root), Path(DEBIAN_FASHION_MNIST)):
         paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]  # plain comes before .gz

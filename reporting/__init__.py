@@ -1,1 +1,1 @@
-"""What a person looks at: a cell drawn, curves, report.html, and tables of runs. It knows nothing of networks."""
+"""Figures and tables for people: cells, curves, report.html, and tables of runs. Independent of networks."""

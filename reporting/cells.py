@@ -1,26 +1,26 @@
-"""Draw a cell: a layered drawing, in which operations stand in columns of their own and so never overlap."""
+"""Draw a cell as a layered graph, in which operations have columns of their own and so never overlap."""
 import random
 
 from matplotlib.figure import Figure
 from matplotlib.patches import BoxStyle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, which colour-blind readers can tell apart
+COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, distinct for colour-blind readers
     "none": "#A6A6A6", "skip_connect": "#000000", "max_pool_3x3": "#D55E00", "avg_pool_3x3": "#E69F00",
     "sep_conv_3x3": "#56B4E9", "sep_conv_5x5": "#0072B2", "sep_conv_7x7": "#1B2A6B",
     "dil_conv_3x3": "#CC79A7", "dil_conv_5x5": "#882255", "conv_7x1_1x7": "#009E73",
 }
-SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}  # height to keep free, in inches
+SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}  # height to reserve, in inches
 COLUMN, LABEL = 0.95, 0.86  # width of a column and a label, in inches
 
 
 def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
-    """A cell's edges as (operation or None, points): from the source state over bends to the label and the target.
+    """A cell's edges as (operation or None, points): from the source state by bends to the label and the target.
 
-    A point is (column, kind, which). States stand in even columns (the output in an odd one), labels before their
-    target; every column between gets a bend, so that each step of an edge leads to the next column.
+    A point is (column, kind, index). States are in even columns (the output in an odd one), labels in the column before
+    their target; every column between has a bend, so that each segment of an edge leads to the next column.
     """
-    depth = [0, 0]  # the longest way from an input to each state
+    depth = [0, 0]  # the longest path from an input to each state
     for (_, a), (_, b) in zip(genes[::2], genes[1::2]):
         depth.append(1 + max(depth[a], depth[b]))
     edges = []
@@ -36,23 +36,25 @@ def trace_edges(genes: list, concat: list) -> list[tuple[str | None, list]]:
 
 
 def arrange(edges: list) -> dict[tuple, float]:
-    """The height of each point: the best of several random starts, c_{k-2} above c_{k-1}."""
+    """The height of each point: the best of 40 random starts, with c_{k-2} above c_{k-1}."""
     columns, neighbours, rng = {}, {}, random.Random(0)
+    # Collect each point's neighbours, and each column's points.
     for _, points in edges:
         for a, b in zip(points, points[1:]):
             neighbours.setdefault(a, []).append(b)
             neighbours.setdefault(b, []).append(a)
     for state in range(2):
-        neighbours.setdefault((0, "state", state), [])  # a cell needn't use both its inputs
+        neighbours.setdefault((0, "state", state), [])  # a cell need not use both its inputs
     for point in neighbours:
         columns.setdefault(point[0], []).append(point)
+    # From each random start, sweep left and right until the points have settled; keep the clearest drawing.
     best, lowest = {}, float("inf")
     for _ in range(40):
         y = {point: rng.uniform(-1, 1) for point in neighbours}
         for sweep in range(24):
             for column in sorted(columns, reverse=sweep % 2):
                 settle(columns[column], neighbours, y)
-        cost = disorder(edges, y)
+        cost = clutter(edges, y)
         if cost < lowest:
             best, lowest = y, cost
     flip = best[0, "state", 0] < best[0, "state", 1]
@@ -60,25 +62,27 @@ def arrange(edges: list) -> dict[tuple, float]:
 
 
 def settle(column: list, neighbours: dict, y: dict) -> None:
-    """Move a column's points towards their neighbours, keeping the distance that their sizes need."""
-    def wish(point):
-        weights = [4 if "bend" in (point[1], other[1]) else 1 for other in neighbours[point]]  # long edges are straight
+    """Move a column's points towards their neighbours, at the distance that their sizes require."""
+    def target(point):
+        weights = [4 if "bend" in (point[1], other[1]) else 1 for other in neighbours[point]]  # straightens long edges
         total = sum(weight * y[other] for weight, other in zip(weights, neighbours[point]))
         return total / sum(weights) if weights else y[point]
 
-    wishes = {point: wish(point) for point in column}
-    order = sorted(column, key=wishes.get)
+    # Place the points in the order of their targets, each at least its distance above the one below.
+    targets = {point: target(point) for point in column}
+    order = sorted(column, key=targets.get)
     for below, point in zip([None, *order], order):
-        y[point] = wishes[point]
+        y[point] = targets[point]
         if below:
             y[point] = max(y[point], y[below] + (SIZE[below[1]] + SIZE[point[1]]) / 2)
-    shift = sum(wishes[point] - y[point] for point in column) / len(column)
+    # Centre the column on its targets.
+    shift = sum(targets[point] - y[point] for point in column) / len(column)
     for point in column:
         y[point] += shift
 
 
-def disorder(edges: list, y: dict) -> float:
-    """What makes a drawing hard to read: crossings and long ways up and down."""
+def clutter(edges: list, y: dict) -> float:
+    """How hard a drawing is to read: its crossings, plus the squared heights of its segments."""
     steps = [(a, b) for _, points in edges for a, b in zip(points, points[1:])]
     crossings = sum(a[0] == c[0] and (y[a] - y[c]) * (y[b] - y[d]) < 0
                     for i, (a, b) in enumerate(steps) for c, d in steps[:i])
@@ -94,17 +98,19 @@ def draw_cell(genes: list, concat: list) -> Figure:
     figure = Figure((width, high - low))
     ax = figure.add_axes((0, 0, 1, 1), xlim=(-0.4, width - 0.4), ylim=(low, high))
     ax.axis("off")
+    # Each edge: the box of its operation, then its line, level in columns of labels.
     for op, points in edges:
         if op:
             draw_box(ax, COLUMN * points[-2][0], y[points[-2]], LABEL, 0.22, op, edgecolor=COLORS[op],
                      facecolor=tint(COLORS[op]), linestyle=line_style(op))
         start, end = 0.25 if points[0][2] < 2 else 0.15, 0.16 if op else 0.26  # from border to border
-        way = [(COLUMN * points[0][0] + start, y[points[0]])]
-        for point in points[1:-1]:  # level in a column of labels: touches none
+        line = [(COLUMN * points[0][0] + start, y[points[0]])]
+        for point in points[1:-1]:  # level in a column of labels, to touch none
             half = LABEL / 2 if point[0] % 2 else 0
-            way += [(COLUMN * point[0] + dx, y[point]) for dx in sorted({-half, half})]
-        draw_edge(ax, op, [*way, (COLUMN * points[-1][0] - end, y[points[-1]])])
+            line += [(COLUMN * point[0] + dx, y[point]) for dx in sorted({-half, half})]
+        draw_edge(ax, op, [*line, (COLUMN * points[-1][0] - end, y[points[-1]])])
     names = ["$c_{k-2}$", "$c_{k-1}$", *map(str, range(len(genes) // 2)), "$c_{k}$"]
+    # The boxes of the states, wider and shaded for inputs and output.
     for column, kind, state in y:
         if kind == "state":
             outside = state < 2 or state == len(names) - 1
@@ -114,11 +120,11 @@ def draw_cell(genes: list, concat: list) -> Figure:
 
 
 def draw_edge(ax, op: str | None, points: list[tuple[float, float]]) -> None:
-    """A smooth line through the points [(x, y), ...], an arrow at its end."""
+    """A smooth line through the points [(x, y), ...], with an arrow at its end."""
     slopes = [0.0] * len(points)
     for i in range(1, len(points) - 1):
         (x0, y0), (_, y1), (x2, y2) = points[i - 1:i + 2]
-        slopes[i] = (y2 - y0) / (x2 - x0) if (y1 - y0) * (y2 - y1) > 0 else 0.0  # on its way up or down, go on
+        slopes[i] = (y2 - y0) / (x2 - x0) if (y1 - y0) * (y2 - y1) > 0 else 0.0  # level at highs and lows
     vertices, codes = [points[0]], [Path.MOVETO]
     for i, ((x0, y0), (x1, y1)) in enumerate(zip(points, points[1:])):
         reach = 0.45 * (x1 - x0)
@@ -130,17 +136,17 @@ def draw_edge(ax, op: str | None, points: list[tuple[float, float]]) -> None:
 
 
 def draw_box(ax, x: float, y: float, width: float, height: float, text: str, fontsize: float = 8, **style) -> None:
-    """A rounded box around (x, y) with a text in it."""
+    """A rounded box around (x, y) that holds a text."""
     shape = BoxStyle("round", pad=0, rounding_size=height / 2)
     ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, shape, linewidth=1, zorder=2, **style))
     ax.text(x, y, text, fontsize=fontsize, ha="center", va="center_baseline", zorder=3)
 
 
 def line_style(op: str | None):
-    """Skip-connects are dashed in every picture."""
+    """Skip-connects are dashed in every figure."""
     return (0, (3, 1.5)) if op == "skip_connect" else "-"
 
 
 def tint(color: str) -> tuple:
-    """The colour, almost white, for what a text stands on."""
+    """An almost white shade of a colour, as background of a text."""
     return tuple(1 - 0.14 * (1 - int(color[i:i + 2], 16) / 255) for i in (1, 3, 5))

@@ -1,4 +1,4 @@
-"""A run's pictures and its report.html: one page that opens from the disk, with pictures inside, user text escaped."""
+"""A run's figures and its report.html: one self-contained page with embedded figures, in which user text is escaped."""
 import base64
 import html
 import json
@@ -14,7 +14,7 @@ from harness import records
 from harness.files import write_file
 from reporting import curves
 from reporting.cells import draw_cell
-from reporting.curves import CELLS, save_picture
+from reporting.curves import CELLS, save_figure
 
 CITATION = """\
 @inproceedings{chen2019progressive,
@@ -49,50 +49,50 @@ th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px s
 """
 
 
-# ---- pictures
+# ---- figures
 
 @rc_context(curves.STYLE)
 def draw_genotype(genotype: Genotype, out: Path, name: str) -> dict[str, Path]:
-    """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> caption: path of each SVG."""
+    """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> {caption: SVG path}."""
     out.mkdir(parents=True, exist_ok=True)
     for cell in CELLS:
         figure = draw_cell(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
-        save_picture(figure, out / f"{name}-{cell}")
+        save_figure(figure, out / f"{name}-{cell}")
     return {title.capitalize(): out / f"{name}-{cell}.svg" for cell, title in CELLS.items()}
 
 
 @rc_context(curves.STYLE)
 def draw_run(run_dir, out=None) -> Path:
-    """Draw what there is of a run, finished or not, in out/pictures/ and out/report.html -> the path of the report.
+    """Draw a run, finished or not, into out/pictures/ and out/report.html -> the path of the report.
 
-    out: by default the run directory. Raises ValueError if run_dir is not a run, OSError if it can't write.
+    out: by default the run directory. Raises ValueError if run_dir is not a run, OSError if writing fails.
     """
     run_dir, out = Path(run_dir), Path(out or run_dir)
     record, metrics = records.read_run(run_dir)
     genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
-    pictures, folder = {}, out / "pictures"
+    figures, folder = {}, out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     if genotype:
-        pictures |= draw_genotype(genotype, folder, "cell")
+        figures |= draw_genotype(genotype, folder, "cell")
     if metrics and record["kind"] == "search":
         alphas = records.read_alphas(run_dir)
-        save_picture(curves.draw_search(metrics, alphas), folder / "curves")
-        pictures["The search; entropy in units of log K: mean and range over a cell's edges"] = folder / "curves.svg"
+        save_figure(curves.draw_search(metrics, alphas), folder / "curves")
+        figures["The search; entropy in units of log K: mean and range over a cell's edges"] = folder / "curves.svg"
         for cell, title in CELLS.items():
             genes = getattr(genotype, cell) if genotype else []
-            save_picture(curves.draw_alphas(curves.read_stages(alphas, cell), genes), folder / f"alphas-{cell}")
-            pictures[f"Candidates on the edges of the {title}"] = folder / f"alphas-{cell}.svg"
+            save_figure(curves.draw_alphas(curves.read_stages(alphas, cell), genes), folder / f"alphas-{cell}")
+            figures[f"Candidates on the edges of the {title}"] = folder / f"alphas-{cell}.svg"
     elif metrics:
-        save_picture(curves.draw_training(metrics), folder / "curves")
-        pictures["Training"] = folder / "curves.svg"
-    write_file(out / "report.html", page(run_dir, out, record, metrics, pictures).encode())
+        save_figure(curves.draw_training(metrics), folder / "curves")
+        figures["Training"] = folder / "curves.svg"
+    write_file(out / "report.html", page(run_dir, out, record, metrics, figures).encode())
     return out / "report.html"
 
 
 # ---- report.html
 
-def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: dict[str, Path]) -> str:
-    """The run as one HTML page that needs nothing else: pictures are inside, user text is escaped."""
+def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], figures: dict[str, Path]) -> str:
+    """The run as one self-contained HTML page: figures are embedded, user text is escaped."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     facts = [("state", progress(record, metrics)), ("device", f"{record['processes']} x {record['device']}"),
              ("versions", versions), ("source", record["git"] or "unknown"),
@@ -100,8 +100,8 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: 
     body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
     if (run_dir / "genotypes.json").exists():
         body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
-    body += describe_choices(metrics) + ["<h2>Pictures</h2>"]
-    for caption, path in pictures.items():
+    body += describe_choices(metrics) + ["<h2>Figures</h2>"]
+    for caption, path in figures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
                     f"<figcaption>{html.escape(caption)}</figcaption></figure>")
@@ -110,7 +110,7 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], pictures: 
 
 
 def progress(record: dict, metrics: list[dict]) -> str:
-    """How far a run is, and for an evaluation what it has reached."""
+    """How far a run is; of an evaluation also its accuracy."""
     if not metrics:
         return "no epoch finished yet"
     last, epochs = metrics[-1], record["args"]["epochs"]
@@ -123,11 +123,11 @@ def progress(record: dict, metrics: list[dict]) -> str:
 
 
 def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
-    """The genotypes that a search found, as HTML; writes those that aren't recommended to out, to be trained too."""
+    """The genotypes that a search found, as HTML; those not recommended are written to `out`, for training, too."""
     chosen, rows, commands = genotypes.load(str(run_dir)), [], []
     for row in json.loads((run_dir / "genotypes.json").read_text()):
         genotype, limit = genotypes.parse(row["genotype"]), row["max_skip"]
-        name, path = "no limit" if limit is None else f"M = {limit}", run_dir
+        name, path = "unrestricted" if limit is None else f"M = {limit}", run_dir
         if genotype == chosen:
             name += " (recommended)"
         else:
@@ -149,15 +149,15 @@ def describe_choices(metrics: list[dict]) -> list[str]:
         return []
     rows = [(stage, record["alpha_steps"], f"{record['entropy']:.4f}", f"{100 * record['lead']:.1f} %",
              f"{record['clear_edges']} of {2 * progressive.EDGES}",
-             "next to chance" if progressive.near_chance(record) else "") for stage, record in last.items()]
-    head = ("stage", "alpha steps", "entropy of an edge's choice, in units of log K", "median lead of its winner",
+             "close to chance" if progressive.near_chance(record) else "") for stage, record in last.items()]
+    head = ("stage", "alpha steps", "entropy of an edge's choice, in units of log K", "median lead of the winner",
             f"edges with a lead above {100 * progressive.CLEAR_LEAD:.0f} %", "")
     advice = [f"<p>{progressive.ADVICE}</p>"] if any(map(progressive.near_chance, last.values())) else []
     return ["<h2>How decided the choices are</h2>", table(rows, head), *advice]
 
 
 def training_command(arch: Path, args: dict) -> str:
-    """The command that trains a cell on the images of a search; small ones have no room for the auxiliary head."""
+    """The command that trains a cell on the images of a search, with the auxiliary head if they are large enough."""
     size = args["image_size"] or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
     where = ["--tmp_data_dir", args["tmp_data_dir"]] if args["tmp_data_dir"] else []
     cell = ["--arch", str(arch)]
@@ -176,7 +176,7 @@ def code(text: str) -> str:
 
 
 def table(rows: list, head: tuple = ()) -> str:
-    """Rows of values as an HTML table, their first column as headings."""
+    """An HTML table of these rows; their first values are headings."""
     lines = ["<tr>" + "".join(f"<th>{html.escape(title)}</th>" for title in head) + "</tr>"] if head else []
     for first, *values in rows:
         cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)

@@ -30,7 +30,7 @@ def test_an_epochs_line_counts_equal_choices_and_correlates_alphas_with_and_with
     a = write_search(tmp_path / "a", [CYCLE, CYCLE], [[3] * 7 + [4] * 7, CYCLE])
     b = write_search(tmp_path / "b", [CYCLE, opposite], [[3] * 6 + [4] * 8, opposite])
     head, rule, first, second = lines(a, b)
-    assert len(head) == len(rule) == 7 and [first[0], second[0]] == ["1", "2"]
+    assert len(head) == len(rule) == 7 and [first[0], second[0]] == ["0", "1"]
     assert first[1:4] == ["14.0", "1.00", "1.00"] and first[4] == "13.0"
     assert second[1] == second[4] == "2.0" and float(second[3]) == pytest.approx(0, abs=0.02)
     # 14 edges of 8 alphas: 112 values, one in 8 of them a winner's, shared on 13 edges.

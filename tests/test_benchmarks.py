@@ -95,7 +95,7 @@ def test_what_fails_or_comes_too_late_is_a_note_in_its_row():
     args = Namespace(minutes=0, device="cpu", json=None)
     late = gpu.Report(args)
     gpu.add_steps(late, args, gpu.OPTIONAL, optional=True)
-    assert {row["note"] for row in late.rows} == {"left out after 0 minutes"}
+    assert {row["note"] for row in late.rows} == {"skipped after 0 minutes"}
     assert steps.attempt(fail, torch.cuda.OutOfMemoryError("CUDA")) == {"note": "out of memory"}
     assert steps.attempt(fail, ValueError("a\nb")) == {"note": "ValueError: a b"}
 
@@ -105,7 +105,7 @@ def test_wrong_numbers_end_the_gpu_report_in_an_error():
     for what, error in (("vectors a", 1e-7), ("vectors b", float("nan")), ("vectors c", None), ("vectors d", 1e-9)):
         wrong.add(what, "fast", {"error": error})
     with pytest.raises(ValueError, match=r"vectors a \(fast\), vectors b \(fast\), vectors c \(fast\)$"):
-        wrong.refuse_errors()
+        wrong.reject_errors()
 
 
 def test_without_a_gpu_its_report_is_refused():

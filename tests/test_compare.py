@@ -192,7 +192,7 @@ def test_latex_is_escaped_and_has_as_many_cells_in_every_line(runs, monkeypatch,
     columns = lines[0].count("l", lines[0].rindex("{"))
     assert {line.replace(r"\&", "").count("&") + 1 for line in table} == {columns}
     assert r"search-a\_1" in table[1] and r"search-b\textbar{}\&" in table[2] and r"3.50 $\pm$ 0.71" in table[1]
-    assert r"error, last (\%)" in table[0]
+    assert r"top-1 error, last epoch (\%)" in table[0]
 
 
 def three_searches(tmp_path) -> list[str]:

@@ -20,10 +20,12 @@ def test_only_the_last_five_epochs_tell():
 
 def test_a_search_counts_all_its_stages():
     """Cells, candidates and alpha steps: 5 * 8, 11 * 5 and 17 * 3, of which the second epoch has alpha steps, too."""
+    import progressive
     import train_search
     args = train_search.get_args_parser().parse_args(["--epochs", "2", "--warmup_epochs", "1", "--init_channels", "2"])
     args.add_layers, args.add_width, args.dropout_rate = [6, 12], [0, 0], [0.0, 0.0, 0.0]
-    assert train_search.epoch_costs(args) == pytest.approx([80, 128, 110, 176, 102, 163.2])
+    costs = progressive.epoch_costs(train_search.make_stages(args), args.epochs, args.warmup_epochs)
+    assert costs == pytest.approx([80, 128, 110, 176, 102, 163.2])
 
 
 @pytest.mark.parametrize("seconds, words", [(0.2, "0 s"), (59.4, "59 s"), (61, "1 min"), (3599, "1 h 00 min"),

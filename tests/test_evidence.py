@@ -14,7 +14,7 @@ import compare
 import genotypes
 import train_cifar
 import train_search
-from experiments import controls, evidence, matrix
+from experiments import controls, evidence, matrix, step_runs
 
 DRIVER = "experiments/evidence.py"
 HOURS = {"hours", "evaluation_hours"}  # what no two runs have in common; dates are part of the names
@@ -90,12 +90,12 @@ def test_the_cifar_matrix_is_the_one_that_was_planned():
 
 def test_dealt_cells_have_a_cells_operations():
     cell = genotypes.load("PDARTS")
-    dealt = [evidence.deal(cell, seed) for seed in range(20)]
+    dealt = [step_runs.deal(cell, seed) for seed in range(20)]
     for other in dealt:
         assert genotypes.parse(json.loads(json.dumps(other._asdict()))) == other  # two edges at every node
         for kind in ("normal", "reduce"):
             assert sorted(op for op, _ in getattr(other, kind)) == sorted(op for op, _ in getattr(cell, kind))
-    assert evidence.deal(cell, 3) == dealt[3] and len({str(other) for other in dealt}) == 20
+    assert step_runs.deal(cell, 3) == dealt[3] and len({str(other) for other in dealt}) == 20
 
 
 def option(step, name):
@@ -107,7 +107,7 @@ def option(step, name):
 @pytest.fixture
 def out(tmp_path):
     """An --out of the tiny setting in which nothing has been run."""
-    evidence.make_out(tmp_path / "out", "tiny", matrix.SETTINGS["tiny"])
+    evidence.create_out(tmp_path / "out", "tiny", matrix.SETTINGS["tiny"])
     return tmp_path / "out"
 
 
@@ -145,7 +145,7 @@ def test_a_corrected_folder_of_data_takes_the_place_of_the_one_before(tmp_path, 
     monkeypatch.setattr(evidence, "load", lambda name, root: None)
     monkeypatch.chdir(tmp_path)
     out, paper = tmp_path / "out", matrix.SETTINGS["paper"]
-    evidence.make_out(out, "paper", paper)
+    evidence.create_out(out, "paper", paper)
     for given, used in ((None, "data"), ("sets", "sets"), (None, "sets")):
         evidence.prepare_data(out, paper, given)
         assert (out / "data").resolve() == tmp_path / used

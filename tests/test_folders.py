@@ -136,7 +136,8 @@ def test_pillow_adds_no_warnings(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "cut.tif", compression="tiff_lzw")
     (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:60])
     (tmp_path / "read.py").write_text(
-        "import sys\nfrom PIL import Image\nfrom input_pipeline import folders\nImage.MAX_IMAGE_PIXELS = 40  # the cases have 64\n"
+        "import sys\nfrom PIL import Image\nfrom input_pipeline import folders\n"
+        "Image.MAX_IMAGE_PIXELS = 40  # the cases have 64\n"
         "folders.read_image(sys.argv[1])\ntry:\n    folders.read_image(sys.argv[2])\n"
         "except folders.ImageError as error:\n    print(error)\n")
     outcome = run(tmp_path / "read.py", CASES / "rgba.png", tmp_path / "cut.tif")
@@ -198,7 +199,7 @@ def test_what_is_no_image_is_an_error_of_one_line(content, tmp_path):
 
 
 def test_no_permission_and_a_file_that_has_gone_are_named(tmp_path, monkeypatch):
-    assert "not there" in cause(tmp_path / "gone.png")
+    assert "no longer exists" in cause(tmp_path / "gone.png")
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
@@ -336,7 +337,7 @@ def test_images_beside_the_class_folders_are_passed_over_and_the_log_says_so(spl
     save(tmp_path / split / "left.png")
     assert len(load("folder", str(tmp_path), 8).train_images) == 6
     assert [line.split(";")[0] for line in lines] == [
-        f"{tmp_path / split}: 1 image(s) beside the class folders are passed over"]
+        f"{tmp_path / split}: 1 image(s) outside the class folders are ignored"]
 
 
 @pytest.mark.parametrize("place", ["train", "val/bee", "train/ant/deep"])
@@ -384,7 +385,7 @@ def test_a_folder_is_read_as_the_images_one_by_one_and_the_log_counts_the_transp
     got = load("folder", str(write_cases(tmp_path)), 8)
     for image, target, (name, case) in zip(got.test_images, got.test_target, READABLE):
         assert np.array_equal(image.permute(1, 2, 0), pixels(CASES / case)) and target == (name == "b")
-    assert lines == ["6 of 10 images are transparent and were laid on white"]
+    assert lines == ["6 of 10 images had transparency: composited on white"]
 
 
 def test_a_folder_without_transparent_images_says_nothing(tmp_path, lines):
@@ -401,8 +402,8 @@ def test_imagenet_reads_the_same_and_says_once_how_many_are_transparent(workers,
         assert sum(len(target) for _, target in train) == 4  # the fifth alone is left out
         assert sum(len(target) for _, target in val) == 5
     of_train, of_val = lines
-    assert of_val == "3 of the 5 images read are transparent and were laid on white"
-    assert of_train in (f"{n} of the 4 images read are transparent and were laid on white" for n in (2, 3))
+    assert of_val == "3 of the 5 images read had transparency: composited on white"
+    assert of_train in (f"{n} of the 4 images read had transparency: composited on white" for n in (2, 3))
     image, label, transparent = val.dataset[3]  # the 16-bit ramp, enlarged to 36x36 and cut to 32x32
     assert (label, transparent) == (1, False) and 0 <= image.min() < 30 and 225 < image.max() <= 255
 

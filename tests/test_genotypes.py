@@ -108,7 +108,7 @@ def test_a_file_comes_before_a_name_spelt_in_another_way(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, near", [
     ("PDART", "PDARTS"), ("DARTS_V3", "DARTS_V2"), ("PC_DART", "PC_DARTS_cifar"), ("AmebaNet", "AmoebaNet"),
     ("DrNAS", "DrNAS_imagenet"), ("DrNAS", "DrNAS_cifar10"), ("CDARTS", "CDARTS_image"), ("SGAS_Cri2", "SGAS_Cri2_"),
-    ("P-DARTS-CIFAR100", "near names: PDARTS$"), ("NASNet-A", "near names: NASNet$")])
+    ("P-DARTS-CIFAR100", "similar names: PDARTS$"), ("NASNet-A", "similar names: NASNet$")])
 def test_an_unknown_name_lists_the_near_ones(name, near):
     with pytest.raises(ValueError, match=near) as error:
         genotypes.load(name)
@@ -419,7 +419,7 @@ def test_300_damaged_genotypes_are_refused_in_one_line(tmp_path):
     for i in range(300):
         text = damaged(rng)
         message = one_line(text)
-        assert message.startswith(repr(text[:60]))
+        assert message.startswith(f"can't load {text[:60]!r}")
         path = tmp_path / f"{i}.txt"
         path.write_text(text)
         assert path.name in one_line(str(path))

@@ -79,22 +79,22 @@ def tree(counts: dict[str, int]) -> tuple[list, list]:
     ((0.5, 0.5), {"a": (650, 650), "b": (400, 400)})])
 def test_samples_are_disjoint_and_hold_an_equal_share_of_every_class(portions, expected):
     samples, classes = tree({"a": 1300, "b": 800})
-    parts = search_parts.draw_samples(samples, classes, *portions, seed=1)
+    parts = search_parts.stratified_split(samples, classes, *portions, seed=1)
     assert not set(parts[0]) & set(parts[1]) and set(parts[0] + parts[1]) <= set(samples)
     for which, part in enumerate(parts):
         assert len(set(part)) == len(part)
         assert Counter(label for _, label in part) == {label: expected[name][which]
                                                        for label, name in enumerate(classes)}
-    assert parts == search_parts.draw_samples(samples, classes, *portions, seed=1)
-    assert set(parts[0]) != set(search_parts.draw_samples(samples, classes, *portions, seed=2)[0])
+    assert parts == search_parts.stratified_split(samples, classes, *portions, seed=1)
+    assert set(parts[0]) != set(search_parts.stratified_split(samples, classes, *portions, seed=2)[0])
 
 
 @pytest.mark.parametrize("portions, text", [
-    ((0.01, None), "--train_portion leaves class b, of 9 images, without any for the weights"),
-    ((0.9, 0.1), "--valid_portion leaves class b, of 9 images, without any for the alphas")])
+    ((0.01, None), "--train_portion 0.01 leaves no image of class b \\(it has 9\\) for the weights"),
+    ((0.9, 0.1), "--valid_portion 0.1 leaves no image of class b \\(it has 9\\) for the alphas")])
 def test_a_class_without_an_image_is_named(portions, text):
     with pytest.raises(ValueError, match=text):
-        search_parts.draw_samples(*tree({"a": 100, "b": 9}), *portions, seed=0)
+        search_parts.stratified_split(*tree({"a": 100, "b": 9}), *portions, seed=0)
 
 
 # ---- streamed batches
@@ -174,7 +174,7 @@ def test_a_search_on_files_says_what_it_takes_and_which_command_trains_its_cell(
     run_dir, outcome = undisturbed
     first, *_, last = outcome.err.splitlines()
     assert ("imagenet, 2 classes at 224x224, 12 training images for the weights, 8 for the alphas" in first
-            and first.endswith("a stage takes 6 steps of the weights and 3 of the alphas"))
+            and first.endswith("a stage takes 6 weight steps and 3 alpha steps"))
     assert last == (f"train it: python train_imagenet.py --tmp_data_dir {photographs} --arch {run_dir} --auxiliary")
     assert json.loads((run_dir / "args.json").read_text())["args"]["stem"] == "imagenet"
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -219,7 +219,7 @@ def test_an_image_that_cannot_be_read_stops_the_search_saved_and_it_goes_on(tmp_
     train = imagenet.folders(str(folder))[0]
     seed = utils.derive_seed(2, 2)
     for name, part in zip(("weights", "alphas"),
-                          search_parts.draw_samples(train.samples, train.classes, 0.5, 0.34, seed)):
+                          search_parts.stratified_split(train.samples, train.classes, 0.5, 0.34, seed)):
         path, save = Path(part[0][0]), tmp_path / name
         content = path.read_bytes()
         process = start(SEARCH, *options_for(folder, save, "--image_size", 32, "--workers", 0))
@@ -259,7 +259,7 @@ def test_a_folder_in_memory_with_the_imagenet_stem_is_trained_by_train_imagenet(
 
 @pytest.mark.parametrize("code, text, options", [
     (2, "--train_portion 0.8 and --valid_portion 0.34 overlap", "--train_portion 0.8"),
-    (1, "--train_portion leaves class bear, of 12 images, without any", "--train_portion 0.05"),
+    (1, "--train_portion 0.05 leaves no image of class bear (it has 12)", "--train_portion 0.05"),
     (1, "12 images for the weights are fewer than a batch of 13", "--batch_size 13"),
     (1, "--stem imagenet needs images of 32x32 or more, not 31x31", "--image_size 31"),
     (2, "--init_channels 1 is too narrow for --stem imagenet", "--init_channels 1"),

@@ -45,8 +45,8 @@ def by_srun(count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("environments, text", [
-    (by_hand, "one of 2 processes by the environment variable RANK; they meet at 127.0.0.1:"),
-    (by_srun, "one of 2 processes by srun; they meet at 127.0.0.1:")])
+    (by_hand, "world size 2 (from the environment variable RANK); rendezvous at 127.0.0.1:"),
+    (by_srun, "world size 2 (from srun); rendezvous at 127.0.0.1:")])
 def test_processes_started_by_hand_or_by_srun_train_together(environments, text, tmp_path):
     first, second = together("train_cifar.py", *TINY, "--save", tmp_path, environments=environments(2))
     assert first.code == second.code == 0, (first, second)
@@ -125,7 +125,7 @@ def test_a_place_where_processes_cannot_meet_is_named_in_one_line(port, tmp_path
         other.listen()
         port = str(other.getsockname()[1]) if port == "taken" else port
         outcome = run("train_cifar.py", *TINY, "--save", tmp_path / "runs", env=by_hand(2)[0] | {"MASTER_PORT": port})
-    assert f"can't meet the other processes at 127.0.0.1:{port} (" in error_line(outcome, 1)
+    assert f"rendezvous at 127.0.0.1:{port} failed (" in error_line(outcome, 1)
     assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
@@ -148,14 +148,14 @@ def test_srun_meets_at_its_first_machine_and_a_port_of_the_job(environment, addr
 @pytest.mark.parametrize("option", ["--local-rank=0", "--local_rank=1"])
 def test_the_option_of_the_old_launcher_names_torchrun(option, tmp_path):
     outcome = run("train_search.py", option, cwd=tmp_path)
-    assert "start by torchrun" in error_line(outcome, 2) and outcome.err.count("\n") == 1
+    assert "use torchrun" in error_line(outcome, 2) and outcome.err.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_the_old_launcher_is_told_once_to_use_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", ROOT / "train_cifar.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode and done.stderr.count("start by torchrun") == 1, done.stderr
+    assert done.returncode and done.stderr.count("use torchrun") == 1, done.stderr
 
 
 @pytest.mark.parametrize("gpus, text", [

@@ -25,7 +25,8 @@ from harness.runs import load_checkpoint
 from input_pipeline.batches import batch_per_rank
 
 SEARCH, CIFAR = "train_search.py", "train_cifar.py"
-MEND = re.compile(r"free|space|leave|omit|fix|set |reduce |give|use |name |choose|lower|make|permi|writ|try |check|--resume")
+MEND = re.compile(r"free|space|leave|omit|fix|set |reduce |give|use |name |choose|"
+                  r"lower|make|permi|writ|try |check|--resume")
 
 
 # ---- what the tests start from

@@ -41,7 +41,8 @@ EPOCHS = 6  # of the runs on images()
 TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
 ONCE = [*TINY, "--epochs", 1]
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|choose|lower|add |put |replace|make|must|check|train |go ")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|"
+                  r"choose|lower|add |put |replace|make|must|check|train |go ")
 
 
 # ---- schedule, counts, loss, accuracy (SPEC sections 3 and 5)
@@ -489,7 +490,7 @@ def assert_refused(code, value, *options, save):
 def test_an_unknown_name_lists_the_near_ones(tmp_path):
     for name, near in (("PDART", {"PDARTS"}), ("DrNAS", {"DrNAS_cifar10", "DrNAS_imagenet"})):
         message = assert_refused(1, f"'{name}'", "--arch", name, save=tmp_path / "runs")
-        assert near <= set(re.findall(r"\w+", message.split("near names:")[1]))
+        assert near <= set(re.findall(r"\w+", message.split("similar names:")[1]))
 
 
 def test_a_name_is_never_executed(tmp_path):

@@ -43,7 +43,8 @@ CLASSES = ("ant", "bee", "cow")
 TINY = shlex.split("--init_channels 4 --layers 3 --image_size 32 --device cpu")
 ONCE = [*TINY, "--epochs", 1, "--lr_scheduler", "cosine", "--batch_size", 8, "--workers", 0]
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|choose|lower|add |put |replace|make|must|say |check|lists")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :]|"
+                  r"choose|lower|add |put |replace|make|must|say |check|lists")
 
 
 # ---- schedules, counts, loss (SPEC section 4)

@@ -45,7 +45,8 @@ TINY = shlex.split("--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 -
 SHORT = [*TINY, "--epochs", "1", "--warmup_epochs", "0"]
 EPOCHS, WARMUP = 3, 1  # of the runs on images()
 # What a person can do about it: every message has one of these words.
-MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |name |choose|lower|add |put |replace|make|remove|must|start|say |mv ")
+MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |name |choose|"
+                  r"lower|add |put |replace|make|remove|must|start|say |mv ")
 
 
 # ---- what runs start from
@@ -328,8 +329,8 @@ def test_a_search_says_at_the_end_of_each_stage_that_its_choices_are_next_to_cha
         assert record["clear_edges"] == 0
     page = (run_dir / "report.html").read_text()
     for stage in (1, 2, 3):
-        assert re.search(rf"stage {stage}: 2 alpha steps; .* 0 of 28 edges\n.*next to chance.*3,900", outcome.err)
-    assert "next to chance" in page and "0 of 28" in page and "--arch_learning_rate" in page
+        assert re.search(rf"stage {stage}: 2 alpha steps; .* 0 of 28 edges\n.*close to chance.*3,900", outcome.err)
+    assert "close to chance" in page and "0 of 28" in page and "--arch_learning_rate" in page
 
 
 def test_alpha_steps_are_those_since_warm_up_in_each_stage(undisturbed):
@@ -341,7 +342,7 @@ def test_a_stage_that_has_decided_or_is_older_than_the_measure_gets_no_advice(le
     record = {"stage": 1, "alpha_steps": 3900, "entropy": 0.5, "lead": lead, "clear_edges": 20}
     with caplog.at_level(logging.INFO, logger="pdarts"):
         train_search.log_choices(record if lead else {"stage": 1})
-    assert ("next to chance" in caplog.text) is said and ("20 of 28 edges" in caplog.text) is bool(lead)
+    assert ("close to chance" in caplog.text) is said and ("20 of 28 edges" in caplog.text) is bool(lead)
 
 
 def test_the_last_lines_printed_are_genotype_cost_and_the_next_command(digits):

@@ -36,8 +36,9 @@ def test_a_trait_that_all_share_has_no_correlation(tmp_path):
 
 
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a", "b"], 1, "2 runs"),
-                                                 (["a", "b", "search"], 1, "search is no finished evaluation"),
-                                                 (["a", "b", "unfinished"], 1, "unfinished is no finished evaluation"),
+                                                 (["a", "b", "search"], 1, "search is not a finished evaluation"),
+                                                 (["a", "b", "unfinished"], 1,
+                                                  "unfinished is not a finished evaluation"),
                                                  (["a", "b", "nowhere"], 1, "nowhere is not a run")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     for name in "ab":

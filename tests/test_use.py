@@ -138,8 +138,8 @@ def test_the_hubs_defaults_are_the_published_sizes():
 
 
 @pytest.mark.parametrize("entry, options, text", [
-    ("pdarts_cifar", {"num_classes": 100}, r"num_classes of .* is another \(10, not 100\)"),
-    ("pdarts_cifar", {"genotype": "DARTS_V2"}, "genotype of .* is another"),
+    ("pdarts_cifar", {"num_classes": 100}, "has num_classes 10, not 100: omit"),
+    ("pdarts_cifar", {"genotype": "DARTS_V2"}, "has genotype Genotype.*: omit"),
     ("pdarts_imagenet", {}, "is a run of kind eval: use pdarts_cifar")])
 def test_the_hub_refuses_what_contradicts_the_run(entry, options, text, place):
     with pytest.raises(ValueError, match=text):
@@ -231,7 +231,7 @@ def test_a_run_of_train_imagenet_started_from_other_weights_is_exported(tmp_path
     options = shlex.split("--tmp_data_dir images --epochs 1 --image_size 32 --batch_size 8 --lr_scheduler cosine")
     outcome = run("train_imagenet.py", *SMALL, *options, "--workers", 0, "--learning_rate", 0, "--init_weights", "w.pt",
                   cwd=tmp_path)
-    assert outcome.code == 0 and "starting from the weights of w.pt; anew" in outcome.err, outcome
+    assert outcome.code == 0 and "starting from the weights of w.pt; re-initialised" in outcome.err, outcome
     run_dir = the_run(tmp_path / "runs")
     (tmp_path / "w.pt").unlink()
     assert run("train_imagenet.py", "--resume", run_dir, cwd=tmp_path).code == 0  # its checkpoint has all
@@ -260,8 +260,8 @@ def assert_refused(code, text, *options, cwd=None):
 
 @pytest.mark.parametrize("code, text, options", [
     (2, "nothing to write", ["RUN"]), (2, "must end in .onnx", ["RUN", "--onnx", "x.pb"]),
-    (1, "make the folder", ["RUN", "--onnx", "none/x.onnx"]), (1, "without weights", ["PDARTS", "--onnx", "x.onnx"]),
-    (1, "near names: PDARTS", ["PDART", "--onnx", "x.onnx"]),
+    (1, "create the folder", ["RUN", "--onnx", "none/x.onnx"]), (1, "without weights", ["PDARTS", "--onnx", "x.onnx"]),
+    (1, "similar names: PDARTS", ["PDART", "--onnx", "x.onnx"]),
     (1, "another network's", ["random:1", "--weights", "RUN/weights.pt", "--safetensors", "x.safetensors"]),
     (1, "--dataset is missing", ["PDARTS", "--weights", "RUN/weights.pt", "--pt2", "x.pt2"]),
     (1, "no such file", ["RUN", "--weights", "none.pt", "--pt2", "x.pt2"])])
@@ -318,7 +318,7 @@ ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root is
 def test_a_folder_without_rights_is_refused_before_the_work(place, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     outcome = run(behind(POWERLESS, tmp_path), ROOT / "export.py", place.run, "--onnx", tmp_path / "closed/x.onnx")
-    assert "or rights there" in error_line(outcome, 1) and not list((tmp_path / "closed").iterdir())
+    assert "or fix access" in error_line(outcome, 1) and not list((tmp_path / "closed").iterdir())
 
 
 @pytest.mark.parametrize("suffix, package", [("onnx", "onnxscript"), ("onnx", "onnxruntime"),
@@ -333,9 +333,9 @@ def test_a_missing_package_is_asked_for(suffix, package, place, tmp_path):
 def test_a_file_of_other_logits_gets_no_name(error, monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = settle(hubconf.pdarts_cifar("PDARTS", 10, 4, 3), torch.randn(8, 3, 8, 8))
-    to_bytes, run_file = export.FORMS["safetensors"]
+    to_bytes, run_file = export.FORMATS["safetensors"]
     wrong = to_bytes, lambda *args: run_file(*args) + error
-    monkeypatch.setitem(export.FORMS, "safetensors", wrong)
+    monkeypatch.setitem(export.FORMATS, "safetensors", wrong)
     with torch.no_grad(), pytest.raises(ValueError, match="is not written, its logits differ"):
         export.export("safetensors", tmp_path / "x.safetensors", network, None, torch.randn(3, 3, 8, 8), {})
     assert not list(tmp_path.iterdir())
@@ -356,7 +356,7 @@ def test_every_cell_is_exported_to_every_form(arch, tmp_path):
     with torch.no_grad():
         assert network(images).std(0).mean() > 1e-3  # the images differ
         program = export.trace(network, images)
-        for suffix in export.FORMS:
+        for suffix in export.FORMATS:
             assert export.export(suffix, tmp_path / f"x.{suffix}", network, program, images, {}) < 1e-5
 
 
@@ -370,7 +370,7 @@ def test_pdarts_at_its_published_size_gives_the_same_logits_in_every_form(entry,
         folder.mkdir(parents=True)
         Image.fromarray(np.full((9, 9, 3), len(folder.name), np.uint8)).save(folder / "0.png")
     where = ["--dataset", "digits", "--image_size", size] if classes == 10 else ["--tmp_data_dir", tmp_path / "images"]
-    files = [f"--{suffix}={tmp_path}/x.{suffix}" for suffix in export.FORMS]
+    files = [f"--{suffix}={tmp_path}/x.{suffix}" for suffix in export.FORMATS]
     outcome = run("export.py", "PDARTS", "--weights", tmp_path / "w.pt", *where, *files, timeout=300)
     assert outcome.code == 0, outcome
     images = torch.randn(3, 3, size, size)
@@ -382,7 +382,7 @@ def test_pdarts_at_its_published_size_gives_the_same_logits_in_every_form(entry,
         expected = own(images)[0]
         assert expected.std(0).mean() > 1e-3
         ways = {"hub": network(images)} | {suffix: run_file(tmp_path / f"x.{suffix}", network, images)
-                                           for suffix, (_, run_file) in export.FORMS.items()}
+                                           for suffix, (_, run_file) in export.FORMATS.items()}
     errors = {name: (logits - expected).abs().max().item() for name, logits in ways.items()}
     print(errors)
     assert max(errors.values()) < 1e-5, errors

@@ -230,7 +230,7 @@ def test_stages_are_joined_and_probabilities_are_softmaxes():
               "stage2_normal": numpy.log(numpy.full((3, 14, 5), [1, 2, 3, 4, 10])),
               "stage2_normal_candidates": numpy.array([PRIMITIVES[3:]] * 14)}
     (x1, p1, _), (x2, p2, candidates) = read_stages(alphas, "normal")
-    assert x1.tolist() == [1, 2] and x2.tolist() == [3, 4, 5] and candidates == [PRIMITIVES[3:]] * 14
+    assert x1.tolist() == [0, 1] and x2.tolist() == [2, 3, 4] and candidates == [PRIMITIVES[3:]] * 14
     assert numpy.allclose(p1, 1 / 8) and numpy.allclose(p2, [0.05, 0.1, 0.15, 0.2, 0.5])
 
 
@@ -257,7 +257,7 @@ def test_a_pasted_cell_gets_a_short_name_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("words, status, text", [
-    (["PDRTS"], 1, "near names: PDARTS"), (["."], 1, "genotype.json"), ([], 2, "required"),
+    (["PDRTS"], 1, "similar names: PDARTS"), (["."], 1, "genotype.json"), ([], 2, "required"),
     (["PDARTS", "--ot", "x"], 2, "did you mean --out")])
 def test_bad_input_gets_one_line(words, status, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -115,7 +115,7 @@ WHOLE = "whole pickled network.*torch.save\\(network.state_dict\\(\\), FILE\\)"
     ("a scalar for a tensor", "no state_dict"), ("a Namespace", "no state_dict"), ("twice", "twice"),
     ("in itself", "no state_dict"), ("whole", WHOLE), ("wrapped", WHOLE), ("whole, beside", WHOLE),
     ("other classes", "are for 100 classes .* the data has 10"), ("no head", "lack the classifier"),
-    ("another cell", "another network's"), *((name, "1 entries that are no finite numbers .*classifier.weight") for name
+    ("another cell", "another network's"), *((name, "1 entries that are not finite.*classifier.weight") for name
                                              in ("sparse", "nowhere", "whole numbers", "diverged"))])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -137,7 +137,7 @@ def test_the_script_says_so_too(what, text, state, tmp_path):
 
 def test_a_missing_auxiliary_head_is_named_and_a_needless_one_passed_over(state, tmp_path):
     torch.save(state, tmp_path / "without.pt")
-    with pytest.raises(ValueError, match="no auxiliary head.*leave out --auxiliary"):
+    with pytest.raises(ValueError, match="no matching auxiliary head.*omit --auxiliary"):
         weights.load(str(tmp_path / "without.pt"), network(auxiliary=True))
     torch.save(network(auxiliary=True).state_dict(), tmp_path / "with.pt")
     weights.load(str(tmp_path / "with.pt"), network())
@@ -169,7 +169,7 @@ def test_a_training_starts_from_weights_and_with_new_heads_where_the_sizes_diffe
         kept = name.split(".")[0].replace("_", " ") in anew
         assert torch.equal(value, before[name] if kept else found.state_dict()[name]), name
     message, = caplog.messages
-    assert message.endswith(f"anew, because the sizes differ: {' and '.join(anew)}" if anew else "w.pt")
+    assert message.endswith(f"re-initialised, sizes differ: {' and '.join(anew)}" if anew else "w.pt")
 
 
 def test_a_backbone_without_a_classifier_gets_a_new_one(state, tmp_path):
@@ -196,7 +196,7 @@ def test_a_run_starts_from_weights_and_says_so(state, tmp_path):
     outcome = run("train_cifar.py", *options, "--learning_rate", 0, cwd=tmp_path)
     assert outcome.code == 0, outcome
     run_dir = the_run(tmp_path / "runs")
-    said = "starting from the weights of w.pt; anew, because the sizes differ: classifier"
+    said = "starting from the weights of w.pt; re-initialised, sizes differ: classifier"
     assert said in (run_dir / "log.txt").read_text().splitlines()[0] and said in outcome.err
     trained = torch.load(run_dir / "weights.pt", weights_only=True)
     for name, _ in network(2).named_parameters():

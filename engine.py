@@ -1,4 +1,4 @@
-"""An epoch of training, an evaluation, the meter that both feed, and what the evaluation scripts share."""
+"""An epoch of training, an evaluation, the meter that both update, and the shared steps of the evaluation scripts."""
 import json
 import math
 import shlex
@@ -31,16 +31,16 @@ def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
 
 
 class Meter:
-    """Loss and accuracy of an epoch: a bar on a terminal, elsewhere a log line every `report_freq` steps.
+    """Loss and accuracy of an epoch: a progress bar on a terminal, otherwise a log line every `report_freq` steps.
 
-    The steps' numbers stay on the device and are read only when they are reported, so that no step waits for one.
-    seconds_left(fraction, elapsed): an estimate of the time until the run ends, to be shown.
+    Each step's values stay on the device and are read only when they are reported, so that no step waits for a copy.
+    seconds_left(fraction, elapsed): the estimated seconds until the run ends, reported as ETA.
     """
 
     def __init__(self, label: str, steps: int | None, report_freq: int, seconds_left=None):
         self.label, self.total, self.report_freq, self.seconds_left = label, steps, report_freq, seconds_left
         self.unread: list[Tensor] = []  # one (loss * B, top-1, top-5 hits) per step
-        self.sums = [0.0, 0.0, 0.0]  # of the steps that were read
+        self.sums = [0.0, 0.0, 0.0]  # over the steps read so far
         self.images = self.steps = 0
         self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
         self.bar = tqdm(total=steps, desc=label, leave=False, disable=parallel.rank() > 0 or not sys.stderr.isatty())
@@ -48,8 +48,8 @@ class Meter:
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
 
-    def rest_of(self, batches):
-        """The batches of the epoch, or of its rest; none if it was stopped in its evaluation."""
+    def remaining(self, batches):
+        """The remaining batches of the epoch; none if it was stopped in its evaluation."""
         return parallel.in_step(batches, ImageError) if self.steps < self.total else ()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
@@ -61,9 +61,11 @@ class Meter:
         self.bar.update()
         if self.steps % self.report_freq == 0:
             self._report()
-        # Processes can't agree to stop in an evaluation: one may have a batch more than another.
+        # Ranks can't agree to stop in an evaluation: one may have a batch more than another.
         if self.total is not None or parallel.world_size() == 1:
             parallel.stop_if_asked()
+        else:
+            parallel.note_step()
 
     def _report(self) -> None:
         self._read()
@@ -82,36 +84,36 @@ class Meter:
             step = self.steps - len(rows) + bad[0] + 1
             raise ValueError(f"the loss is not finite at {self.label}, step {step}: lower --learning_rate or use "
                              "--amp off; the last checkpoint is kept")
-        for row in rows.tolist():  # one by one, so that the sum does not depend on when they are read
+        for row in rows.tolist():  # one by one, so that the sum does not depend on how many are read at once
             self.sums = [a + b for a, b in zip(self.sums, row, strict=True)]
         self.unread = []
 
     def finish(self) -> tuple[float, float, float]:
-        """The epoch's (loss, top-1 %, top-5 %) over all processes. Raises ValueError if a loss was not finite."""
+        """The epoch's (loss, top-1 %, top-5 %) over all ranks. Raises ValueError if a loss was not finite."""
         self.bar.close()
         state, compiling = self.state_dict(), utils.compile_seconds() - self.compiled
         loss, top1, top5, images = state["sums"]
         self.timing = {"seconds": state["seconds"], "images_per_second": images / (state["seconds"] - compiling)}
         if compiling > 0:
-            self.timing["compile_seconds"] = compiling  # of the seconds
+            self.timing["compile_seconds"] = compiling  # part of "seconds"
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def state_dict(self) -> dict:
-        """The steps so far of all processes, from which an epoch is resumed. Raises as `finish`."""
+        """The sums so far over all ranks, from which an epoch is resumed. Raises ValueError like `finish`."""
         if self.unread:
             self._read()
         sums = parallel.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
         return {"sums": sums.tolist(), "steps": self.steps, "seconds": self.elapsed()}
 
     def load_state_dict(self, state: dict) -> None:
-        if parallel.rank() == 0:  # it counts for all
+        if parallel.rank() == 0:  # the saved sums are over all ranks
             *self.sums, self.images = state["sums"]
         self.steps = state["steps"]
         self.start -= state["seconds"]
         self.bar.update(self.steps)
 
 
-# ---- what the evaluation scripts share, in the order of a run
+# ---- the shared steps of the evaluation scripts, in the order of a run
 
 @dataclass
 class Best:
@@ -120,10 +122,10 @@ class Best:
     best_epoch: int | None = None
 
 
-def open_run(kind: str, network: nn.Module, genotype: Genotype, about: dict, args) -> Run:
-    """The run that trains `network`: its directory with genotype.json and data.json, and a line on what is trained.
+def open_run(kind: str, network: nn.Module, genotype: Genotype, metadata: dict, args) -> Run:
+    """The run that trains `network`: its directory with genotype.json and data.json, and a log line on what is trained.
 
-    about: the dataset, as `sets.describe` gives it. --init_weights are loaded first. Raises OSError, ValueError.
+    metadata: the dataset's, from `sets.describe`. --init_weights are loaded first. Raises OSError, ValueError.
     """
     device = network.classifier.weight.device
     if args.init_weights and not (args.resume and Path(args.resume, "checkpoint.pt").exists()):
@@ -132,8 +134,8 @@ def open_run(kind: str, network: nn.Module, genotype: Genotype, about: dict, arg
     if parallel.rank() == 0:
         genotypes.save(genotype, run.path / "genotype.json")
         if not (run.path / "data.json").exists():  # wrong data on --resume must not change it
-            write_file(run.path / "data.json", json.dumps(about).encode())
-    log_start(run, network, about["image_size"])
+            write_file(run.path / "data.json", json.dumps(metadata).encode())
+    log_start(run, network, metadata["image_size"])
     return run
 
 
@@ -148,39 +150,42 @@ def log_start(run: Run, network: nn.Module, image_size: int) -> None:
 
 
 def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
-    """The network to train with, compiled and distributed as asked, and its gradient scaler; save `network` itself."""
+    """The module to train, compiled and wrapped as the options ask, and its gradient scaler; save `network` itself."""
     parallel.broadcast(network)
     scaler = utils.set_precision(network, args.amp)
     if args.compile:
+        torch._dynamo.config.optimize_ddp = False  # its graph splitter fails on several buckets (pytorch issue 196227)
         network.compile()  # in place: state_dict keys stay
     if parallel.world_size() == 1:
         return network, scaler
-    # Some cells have nodes that lead nowhere: static_graph lets their weights go without a gradient.
-    return DistributedDataParallel(network, static_graph=True), scaler
+    # Some cells have nodes without an output: static_graph allows their weights to have no gradient.
+    return DistributedDataParallel(network, static_graph=True, broadcast_buffers=False,
+                                   gradient_as_bucket_view=True), scaler
 
 
 def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
                     epoch: int, meter: Meter, args) -> dict:
-    """One pass over (images (B, 3, H, W), target (B,)) batches, or the rest of one -> the epoch's record.
+    """One pass over (images (B, 3, H, W), target (B,)) batches, or the rest of a resumed one -> the epoch's record.
 
-    The loss is the cross entropy, smoothed by ImageNet's `args.label_smooth`, plus `args.auxiliary_weight` times the
-    auxiliary head's. Raises ValueError if it is not finite.
+    The loss is the cross entropy, smoothed by ImageNet's `args.label_smooth`, plus `args.auxiliary_weight` times that
+    of the auxiliary head. Raises ValueError if it is not finite.
     """
     cross_entropy = partial(F.cross_entropy, label_smoothing=getattr(args, "label_smooth", 0.0))
     device = optimizer.param_groups[0]["params"][0].device
-    for images, target in meter.rest_of(batches):
+    for images, target in meter.remaining(batches):
         # Reseeding each step makes a resumed run equal an uninterrupted one.
         utils.seed_everything(args.seed, 1 + epoch, meter.steps)
         images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
         # The auxiliary head helps to train the lower cells.
-        logits, logits_aux = network(images)
+        logits, logits_aux = network(images)  # (B, num_classes), the same or None
         loss = cross_entropy(logits, target)
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * cross_entropy(logits_aux, target)
-        # The gradients are scaled only for fp16; they are clipped after they have been unscaled.
+        # The loss is scaled only for fp16; the gradients are unscaled before they are clipped.
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         utils.clipped_step(optimizer, scaler, args.grad_clip)
+        # The meter reads the values later, so that the device does not wait here.
         meter.update(loss.detach(), logits.detach(), target)
     loss, top1, _ = meter.finish()
     parallel.broadcast(network, buffers_only=True)  # batch norm statistics differ between ranks
@@ -188,33 +193,35 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
 
 
 def test(network: nn.Module, batches, label: str) -> dict:
-    """The test set's part of an epoch's record."""
+    """Evaluate on the test set -> the fields that it adds to an epoch's record."""
     loss, top1, top5 = evaluate(network, batches, label)
     return {"test_loss": loss, "test_acc": top1, "test_acc_top5": top5}
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, float]:
-    """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all processes."""
+    """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all ranks."""
     network.eval()
     device = network.classifier.weight.device
     meter = Meter(label, steps=None, report_freq=1000)
     error = None
     try:
         for images, target in batches:
-            logits = network(images.to(device, non_blocking=True))
-            target = target.to(device, non_blocking=True)
-            logits = logits[0] if isinstance(logits, tuple) else logits  # an evaluation network: (logits, None)
+            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+            # A supernet returns logits (B, num_classes), an evaluation network (logits, None).
+            logits = network(images)
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            # Every sample counts once: the meter sums over samples and, when it finishes, over ranks.
             meter.update(F.cross_entropy(logits, target), logits, target)
     except ImageError as caught:
         error = caught
-    parallel.stop_if_failed(error)  # the others are at the end of theirs
+    parallel.stop_if_failed(error)  # a rank with a bad image stops all, after the others' last batches
     network.train()
     return meter.finish()
 
 
 def end_epoch(run: Run, network: nn.Module, record: dict) -> None:
-    """Write best.pt if an epoch's test accuracy is the best yet, then the epoch itself."""
+    """Write best.pt if an epoch's test accuracy is the best so far, then the epoch's record and checkpoint."""
     weights.check_finite(network, f"epoch {record['epoch']}")
     if parallel.rank() == 0 and record["test_acc"] > run.state.best_acc:
         run.state.best_acc, run.state.best_epoch = record["test_acc"], record["epoch"]
@@ -235,7 +242,7 @@ def report(run: Run, network: nn.Module) -> None:
 
 
 def test_weights(network: nn.Module, batches, args) -> None:
-    """What --eval does: log how good --weights are on the test set. Raises ValueError if they do not match."""
+    """Implements --eval: log the test accuracy of --weights. Raises ValueError if they do not match the network."""
     weights.load(args.weights, network)
     log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(
         **test(network, batches, "test")))

@@ -1,6 +1,6 @@
-"""Train a cell from scratch on CIFAR-10, CIFAR-100 or another set of small images (section 4.3), and test it.
+"""Train a cell from scratch on CIFAR-10, CIFAR-100 or other small images (section 4.3), and test it.
 
-One GPU (or MPS, or the CPU, whatever there is); the published command works as it stands:
+One device (CUDA, else MPS, else the CPU); the published command works unchanged:
     python train_cifar.py --tmp_data_dir DIR --auxiliary --cutout --save log_path --note note_of_this_run
 Several GPUs:
     torchrun --nproc_per_node=8 train_cifar.py --tmp_data_dir DIR --auxiliary --cutout
@@ -24,7 +24,7 @@ from model import NetworkCIFAR
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     cli.add_image_options(parser, DATASETS)
-    cli.add_evaluation_options(parser, fewest_channels=1, rate="of epoch 0, cosine to 0")
+    cli.add_evaluation_options(parser, min_channels=1, rate="learning rate of epoch 0, then cosine to 0")
     cli.add_run_options(parser, seed=0, report_freq=50)
     parser.set_defaults(init_channels=36, layers=20, drop_path_prob=0.3, epochs=600,  # section 4.3
                         batch_size=128, learning_rate=0.025, weight_decay=3e-4)
@@ -32,7 +32,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def parse_args() -> Namespace:
-    """The command line with its defaults filled in; exits with status 2 where it can't be right."""
+    """The command line with its defaults filled in; exits with status 2 if it is invalid."""
     parser = get_args_parser()
     args = cli.parse_args(parser, "eval")
     cli.choose_dataset(parser, args)
@@ -40,10 +40,10 @@ def parse_args() -> Namespace:
 
 
 def main(args: Namespace) -> None:
-    device = utils.pick_device(args.device, args.deterministic)
+    device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
     genotype = genotypes.load(records.arch_of(args))
-    with parallel.rank0_first():  # one process downloads
+    with parallel.rank0_first():  # one rank downloads
         dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
     check_size(args, image_size)
@@ -57,13 +57,13 @@ def main(args: Namespace) -> None:
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     batches = Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
                       utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
-    about = describe(dataset.classes, dataset.mean, dataset.std, image_size)
-    run = engine.open_run("eval", network, genotype, about, args)
-    optimizer = utils.sgd(network.parameters(), args)
+    metadata = describe(dataset.classes, dataset.mean, dataset.std, image_size)
+    run = engine.open_run("eval", network, genotype, metadata, args)
+    optimizer = utils.sgd(network.parameters(), args.learning_rate, args.momentum, args.weight_decay)
     trained, scaler = engine.prepare(network, args)
     run.keep(network=network, optimizer=optimizer, scaler=scaler, batches=batches)
     for epoch in run.epochs_left():
-        # The learning rate falls, and drop path grows linearly, as published.
+        # The learning rate decays by a cosine, and drop path grows linearly, as published.
         optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
@@ -71,12 +71,13 @@ def main(args: Namespace) -> None:
         with run.epoch(meter):  # a signal saves the run and the meter mid-epoch
             record |= engine.train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
             record |= engine.test(network, test_batches(), f"epoch {epoch} test")
+        # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
     engine.report(run, network)
 
 
 def check_size(args: Namespace, image_size: int) -> None:
-    """Raise ValueError if the images are too small for the auxiliary head, whose 8x8 input is two reductions down."""
+    """Raise ValueError if the images are too small for the auxiliary head, whose input is 1/4 of their size."""
     if args.auxiliary and image_size < 29:
         raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: omit it, or use "
                          "--image_size 32")

@@ -1,12 +1,12 @@
 """Search for a cell with P-DARTS: three stages over deeper supernets and fewer candidates (arXiv 1904.12760).
 
-One GPU (or MPS, or the CPU, whatever there is); the published command works as it stands:
+One device (CUDA, else MPS, else the CPU); the published command works unchanged:
     python train_search.py --tmp_data_dir DIR --save log_path --add_layers 6 --add_layers 12 \\
         --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run
 Several GPUs:
     torchrun --nproc_per_node=8 train_search.py --tmp_data_dir DIR
 Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, which need no download. Expect
-SAVE/search-NOTE-TIME/ with genotype.json, to be trained by train_cifar.py --arch, and everything that was measured.
+SAVE/search-NOTE-TIME/ with genotype.json, the cell for train_cifar.py --arch, and all measurements.
 """
 import json
 import time
@@ -42,37 +42,38 @@ from reporting.page import draw_run, training_command
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add = cli.add_image_options(parser, (*DATASETS, "imagenet"))
-    add("--train_portion", type=number(float, 0.001, 1), default=0.5, help="share of the images that trains weights")
-    add("--valid_portion", type=number(float, 0.001, 1), help="share that trains alphas; default: the rest")
+    add("--train_portion", type=number(float, 0.001, 1), default=0.5, help="fraction of images for the weights")
+    add("--valid_portion", type=number(float, 0.001, 1), help="fraction of images for the alphas; default: the rest")
     add = parser.add_argument_group("stages").add_argument
-    add("--stem", choices=["cifar", "imagenet"], help="imagenet: for large images; default: with --dataset imagenet")
-    add("--layers", type=number(int, 1), default=5, help="cells of stage 1")
-    add("--add_layers", type=number(int, 0), action="append", help="in stages 2, 3; default: 6 12")
+    add("--stem", choices=["cifar", "imagenet"], help="stem for small or large images; default: by --dataset")
+    add("--layers", type=number(int, 1), default=5, help="number of cells in stage 1")
+    add("--add_layers", type=number(int, 0), action="append", help="cells added in stages 2, 3; default: 6 12")
     add("--init_channels", type=number(int, 1), default=16, help="channels of the first cell")
-    add("--add_width", type=number(int, 0), action="append", help="in stages 2, 3; default: 0 0")
-    add("--dropout_rate", type=number(float, 0, 1), action="append", help="on skips; default: 0.1 0.4 0.7")
-    add("--epochs", type=number(int, 1), default=25, help="per stage")
-    add("--warmup_epochs", type=number(int, 0), default=10, help="of these, without alpha steps")
-    add("--max_skip", type=number(int, 0), default=2, help="skip-connects in the normal cell")
+    add("--add_width", type=number(int, 0), action="append", help="channels added in stages 2, 3; default: 0 0")
+    add("--dropout_rate", type=number(float, 0, 1), action="append",
+        help="initial skip dropout, repeated per stage; default: 0.1 0.4 0.7")
+    add("--epochs", type=number(int, 1), default=25, help="epochs per stage")
+    add("--warmup_epochs", type=number(int, 0), default=10, help="first epochs of a stage, weights only")
+    add("--max_skip", type=number(int, 0), default=2, help="limit M on skip-connects in the normal cell")
     add = parser.add_argument_group("weights").add_argument
-    cli.add_weight_options(add, rate="of epoch 0, cosine to --learning_rate_min")
-    add("--learning_rate_min", type=number(float, 0), default=0.0, help="approached in the last epoch")
+    cli.add_weight_options(add, rate="learning rate of epoch 0, then cosine to --learning_rate_min")
+    add("--learning_rate_min", type=number(float, 0), default=0.0, help="final learning rate of the cosine schedule")
     add = parser.add_argument_group("alphas").add_argument
-    add("--arch_learning_rate", type=number(float, 0), default=6e-4, help="of Adam")
-    add("--arch_weight_decay", type=number(float, 0), default=1e-3, help="of the alphas")
+    add("--arch_learning_rate", type=number(float, 0), default=6e-4, help="learning rate of the alphas (Adam)")
+    add("--arch_weight_decay", type=number(float, 0), default=1e-3, help="weight decay of the alphas")
     add = cli.add_run_options(parser, seed=2, report_freq=50)
-    add("--grad_checkpoint", action="store_true", help="keep only cells' outputs: least memory, slower")
+    add("--grad_checkpoint", action="store_true", help="activation checkpointing per cell: least memory, slower")
     parser.set_defaults(batch_size=96, learning_rate=0.025, weight_decay=3e-4)
     return parser
 
 
 def parse_args() -> Namespace:
-    """The command line with its defaults filled in; exits with status 2 where it can't be right."""
+    """The command line with its defaults filled in; exits with status 2 if it is invalid."""
     parser = get_args_parser()
     args = cli.parse_args(parser, "search")
     cli.choose_dataset(parser, args)
     choose_large_images(parser, args)
-    args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: published, no flag means none
+    args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: none in the published code
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
         make_stages(args)
@@ -84,15 +85,15 @@ def parse_args() -> Namespace:
 
 
 def choose_large_images(parser: cli.Parser, args: Namespace) -> None:
-    """Fill in what --dataset imagenet implies; exits with status 2 where options contradict each other."""
+    """Fill in what --dataset imagenet implies; exits with status 2 if options contradict each other."""
     streamed = args.dataset == "imagenet"
     args.stem = args.stem or ("imagenet" if streamed else "cifar")
     if streamed:
         args.image_size = args.image_size or 224
     if streamed and args.cutout:
-        parser.error("--cutout is for images in memory, --dataset imagenet has random crops: leave it out")
+        parser.error("--cutout is for images in memory, --dataset imagenet has random crops: omit it")
     if args.stem == "imagenet" and args.init_channels < 2:
-        parser.error(f"--init_channels {args.init_channels} is too narrow for --stem imagenet: give 2 or more")
+        parser.error(f"--init_channels {args.init_channels} is too narrow for --stem imagenet: use 2 or more")
     if args.valid_portion is not None and args.train_portion + args.valid_portion > 1 + 1e-9:
         parser.error(f"--train_portion {args.train_portion} and --valid_portion {args.valid_portion} overlap: lower "
                      "one, their sum must not exceed 1")
@@ -106,16 +107,16 @@ def make_stages(args: Namespace) -> list[Stage]:
 
 @dataclass
 class Progress:
-    """How far a search is, besides its epoch."""
+    """The state of a search besides its epoch."""
     stage: int = 1
     normal: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)  # candidates per edge
     reduce: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)
-    alphas: dict = field(default_factory=dict)  # alphas.npz
+    alphas: dict = field(default_factory=dict)  # content of alphas.npz
 
 
 @dataclass
 class Training:
-    """What trains in a stage, under its names in the checkpoint."""
+    """The parts of a stage's training, named as in the checkpoint."""
     network: Network
     optimizer: torch.optim.Optimizer
     alpha_optimizer: torch.optim.Optimizer
@@ -125,13 +126,13 @@ class Training:
 
 
 def main(args: Namespace) -> None:
-    device = utils.pick_device(args.device, args.deterministic)
+    device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
     stages = make_stages(args)
     source = search_parts.open_data(args, device)
     check_size(stages[0], source.image_size, args, device)
     run = Run.open("search", args, utils.describe_device(device), Progress())
-    run.costs = epoch_costs(args)
+    run.costs = progressive.epoch_costs(stages, args.epochs, args.warmup_epochs)
     log_start(run, source, device)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
         # Each stage begins with fresh weights and fresh alphas.
@@ -142,16 +143,18 @@ def main(args: Namespace) -> None:
             with run.epoch(meter):  # a signal, or a bad image, saves the run and the meter mid-epoch
                 search_parts.seek(source, stage.number, epoch, meter.steps, args)
                 record = search_epoch(stage, epoch, architect, training, meter, args)
-                if epoch >= args.epochs - 4:  # as published: in a stage's last 4 epochs
+                if epoch >= args.epochs - 4:  # the last 4 epochs of a stage, as published
                     record |= validate(training.network, source, label, record)
             end_epoch(run, training.network, record)
         log_choices(run.metrics[-1])
-        # The weakest candidates of each edge are dropped; after stage 3 the strongest one becomes the cell's.
+        # The weakest candidates of each edge are dropped, so the next supernet can be deeper in the same memory.
         choices = read_choices(run.state, training.network)
         if stage.num_drop:
             start_next_stage(run, stage, choices)
+    # The strongest candidates of stage 3 form the cell, whose skip-connects are then limited (section 3.3).
+    genotype, restricted = progressive.derive_genotype(*choices), progressive.restrict_skip_connects(*choices)
     if parallel.rank() == 0:
-        report(run, choices, device)
+        report(run, genotype, restricted, device)
 
 
 def search_epoch(stage: Stage, epoch: int, architect: Architect, training: Training, meter: engine.Meter,
@@ -161,14 +164,15 @@ def search_epoch(stage: Stage, epoch: int, architect: Architect, training: Train
     optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
     bilevel = epoch >= args.warmup_epochs
+    # The alphas have their own endless stream of batches; warm-up takes none of it.
     pairs = ((batch, training.valid_batches.next() if bilevel else None) for batch in training.train_batches)
-    for (images, target), held_out in meter.rest_of(pairs):
+    for (images, target), held_out in meter.remaining(pairs):
         # Reseeding each step makes a resumed run equal an uninterrupted one.
         utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
-        # First order: the alphas' gradient is taken at the current weights, on held-out images.
+        # First order: the alphas' gradient is taken at the current weights, on the held-out split.
         if bilevel:
             architect.step(*held_out)
-        # The weights follow, the alphas fixed.
+        # Then the weights take their step with the alphas fixed.
         loss, logits = weight_step(network, optimizer, images, target, args.grad_clip, training.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
@@ -184,7 +188,7 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     """One update of the weights on a batch (B, 3, H, W), (B,), the alphas fixed -> loss (), logits (B, num_classes)."""
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     for alpha in (model.alphas_normal, model.alphas_reduce):
-        alpha.requires_grad_(False)  # saves what their gradient would need
+        alpha.requires_grad_(False)  # nothing is saved for their backward pass
     logits = model(images)
     loss = F.cross_entropy(logits, target)
     optimizer.zero_grad()
@@ -197,7 +201,7 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
 
 
 def start_next_stage(run: Run, stage: Stage, choices: Choices) -> None:
-    """Prune the candidates of each edge after a stage, and draw the run so far."""
+    """Prune the candidates of each edge, advance to the next stage, and draw the run so far."""
     normal, normal_probs, reduce, reduce_probs = choices
     run.state.normal = progressive.prune(normal, normal_probs, stage.num_drop)
     run.state.reduce = progressive.prune(reduce, reduce_probs, stage.num_drop)
@@ -207,15 +211,15 @@ def start_next_stage(run: Run, stage: Stage, choices: Choices) -> None:
 
 
 def read_choices(progress: Progress, network: Network) -> Choices:
-    """The candidates of a stage and their probabilities."""
+    """The candidates of a stage and their probabilities, from which derivation and pruning choose."""
     normal, reduce = (F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
     return Choices(progress.normal, normal, progress.reduce, reduce)
 
 
-# ---- what it needs and leaves
+# ---- set-up, records and results
 
 def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.device) -> None:
-    """Raise ValueError if images are too small for the stem, or so large that the stage can't fit on the device."""
+    """Raise ValueError if images are too small for the stem, or so large that the stage does not fit on the device."""
     if args.stem == "imagenet" and image_size < 32:
         raise ValueError(f"--stem imagenet needs images of 32x32 or more, not {image_size}x{image_size}: use "
                          "--stem cifar, or a larger --image_size")
@@ -232,16 +236,16 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
 
 
 def log_start(run: Run, source: SearchData, device: torch.device) -> None:
-    """Log what is searched on, and how many steps a stage takes."""
+    """Log the data, the device, and how many steps a stage takes."""
     args, steps = run.args, len(source.train_batches)
     log.info(f"{run.path}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
              f"{source.num_images[0]} training images for the weights, {source.num_images[1]} for the alphas, on "
-             f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} steps "
-             f"of the weights and {(args.epochs - args.warmup_epochs) * steps} of the alphas")
+             f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} weight "
+             f"steps and {(args.epochs - args.warmup_epochs) * steps} alpha steps")
 
 
 def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device) -> tuple[Architect, Training]:
-    """A stage's supernet, optimizers and batches, in the state that they were saved in, if they were."""
+    """A stage's supernet, optimizers and batches, restored from the checkpoint if the run is resumed in the stage."""
     args = run.args
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, len(source.classes), stage.layers, run.state.normal, run.state.reduce,
@@ -252,27 +256,22 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     parallel.broadcast(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, args.amp)
-    optimizer = utils.sgd([p for name, p in network.named_parameters() if not name.startswith("alphas")], args)
+    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
+    optimizer = utils.sgd(weights, args.learning_rate, args.momentum, args.weight_decay)
     training = Training(network, optimizer, architect.optimizer, scaler, source.train_batches, source.valid_batches)
     run.keep(**vars(training))
     return architect, training
 
 
-def epoch_costs(args: Namespace) -> list[float]:
-    """The relative cost of each epoch of the search: an alpha step takes about 0.6 of a weight step."""
-    return [stage.layers * stage.num_candidates * stage.channels * (1.6 if epoch >= args.warmup_epochs else 1.0)
-            for stage in make_stages(args) for epoch in range(args.epochs)]
-
-
 def validate(network: Network, source: SearchData, label: str, record: dict) -> dict:
-    """Loss and accuracy on the images that train the alphas, without augmentation (deviation: published with)."""
+    """Loss and accuracy on the held-out split, without augmentation (deviation: the published code augments)."""
     start = time.perf_counter()
     loss, top1, _ = engine.evaluate(network, source.validation(), f"{label} validation")
     return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
 def end_epoch(run: Run, network: Network, record: dict) -> None:
-    """Add to an epoch's record what its alphas say, and save it."""
+    """Add how decided the alphas are to an epoch's record, and save the run."""
     choices = read_choices(run.state, network)
     genotype = progressive.derive_genotype(*choices)
     record |= {"skips": count_skips(genotype.normal),
@@ -294,18 +293,17 @@ def log_choices(record: dict) -> None:
 
 
 def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> dict:
-    """A row of genotypes.json: a cell and its size at the evaluation setting that the stem is for."""
-    with torch.device("meta"):  # no need of numbers
+    """A row of genotypes.json: a cell and its network's size, in the evaluation setting that matches the stem."""
+    with torch.device("meta"):  # only shapes are needed
         network, size = ((NetworkImageNet(48, 1000, 14, False, genotype), 224) if stem == "imagenet" else
                          (NetworkCIFAR(36, 10, 20, False, genotype), 32))
     return {"max_skip": max_skip, "skips": count_skips(genotype.normal), "parameters": utils.count_parameters(network),
             "multiply_adds": utils.count_multiply_adds(network, size), "genotype": genotype._asdict()}
 
 
-def report(run: Run, choices: Choices, device: torch.device) -> None:
-    """Write genotypes.json (every limit M that matters) and genotype.json (recommended), and log what is next."""
+def report(run: Run, genotype: Genotype, restricted: dict[int, Genotype], device: torch.device) -> None:
+    """Write genotypes.json (each limit M that changes the cell) and genotype.json; log the cost and next command."""
     args, max_skip = run.args, run.args.max_skip
-    genotype, restricted = progressive.derive_genotype(*choices), progressive.restrict_skip_connects(*choices)
     table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
     write_file(run.path / "genotypes.json", json.dumps(table, indent=1).encode())
     chosen = progressive.recommended(genotype, restricted, max_skip)

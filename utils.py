@@ -1,4 +1,4 @@
-"""Devices, precision, seeds, and counting: time, memory, parameters, multiply-adds."""
+"""Devices, precision, seeds, and measurements: time, memory, parameters, multiply-adds."""
 import contextlib
 import copy
 import os
@@ -19,65 +19,110 @@ except ImportError:  # on Windows
     resource = None
 
 
-def pick_device(name: str | None, deterministic: bool) -> torch.device:
-    """The device of that name; without one CUDA, MPS or the CPU, whichever there is first. Raises ValueError."""
+def pick_device(name: str | None, deterministic: bool = False, tf32: bool = False, amp: str = "off") -> torch.device:
+    """The device `name`, by default CUDA, else MPS, else the CPU, with torch set up for it.
+
+    Raises ValueError if the device, or the precision `amp` on it, can't be used here.
+    """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic  # shapes repeat: let it choose by trying
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it; filling it would cost a launch each
+    torch.backends.cudnn.benchmark = not deterministic  # shapes repeat, so autotuning pays
+    # Deviation from torch, whose convolutions use TF32 by default: the published code ran on a P100, which has none.
+    # By the older of torch's two interfaces, since some versions of torch.compile fail after the other was used.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            device = _pick_gpu(device)
         torch.zeros(1, device=device)
         if device.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError
-    except (RuntimeError, AssertionError):  # no such name; torch built without it
-        raise ValueError(f"--device {name} can't be used here: leave it out, or say cpu") from None
-    if device.type == "cuda" and launchers.launched():
-        # A launcher may show each process its own GPU only; that two share one is seen when they join.
+    except (RuntimeError, AssertionError):  # an unknown name, or torch is built without it
+        raise ValueError(f"--device {name} can't be used here: omit it, or use --device cpu") from None
+    _check_precision(device, amp)
+    return device
+
+
+def _pick_gpu(device: torch.device) -> torch.device:
+    """This rank's GPU, before a tensor opens a context of 500 MB on GPU 0. Raises ValueError if torch can't use it."""
+    if launchers.launched():
+        # A launcher may show each rank only its own GPU; `init_distributed` rejects two ranks on one GPU.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    have, built = torch.cuda.get_device_capability(device), [arch.split("_") for arch in torch.cuda.get_arch_list()]
+    found = [(kind, divmod(int(number.rstrip("af")), 10)) for kind, number in built]
+    # Machine code runs on GPUs of its own major version, from its minor version on; PTX on all later ones.
+    if found and not any(version <= have and (kind == "compute" or version[0] == have[0]) for kind, version in found):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has compute capability {have[0]}.{have[1]}, for which "
+                         f"this torch is not built ({', '.join(torch.cuda.get_arch_list())}): install a torch that is, "
+                         "or use --device cpu")
     return device
+
+
+def _check_precision(device: torch.device, amp: str) -> None:
+    """Raise ValueError if a device has no mixed precision of this kind, or only emulates it."""
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"--amp bf16: {torch.cuda.get_device_name(device)} only emulates it: use --amp fp16, or off")
+    if amp != "off" and not torch.amp.is_autocast_available(device.type):
+        raise ValueError(f"--amp {amp}: torch has no mixed precision on {device.type}: use --amp off")
 
 
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs and result tables."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
+        return torch.cuda.get_device_name(device) + (" with TF32" if torch.backends.cudnn.allow_tf32 else "")
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def seed_everything(seed: int, *position: int) -> None:
     """Seed torch on all devices from the run's seed and a position in it (stage, epoch, step), differently per rank.
 
-    Seeding anew for each step is what makes a resumed run equal an undisturbed one: no state needs to be saved.
+    Reseeding each step makes a resumed run equal an uninterrupted one: no generator state needs to be saved.
     """
     torch.manual_seed(derive_seed(seed, parallel.rank(), *position))
 
 
-def derive_seed(*words: int) -> int:
-    """One seed out of several numbers; different numbers give unrelated seeds."""
-    return int(numpy.random.SeedSequence(words).generate_state(1)[0])
+def derive_seed(*numbers: int) -> int:
+    """One seed from several numbers; different numbers yield unrelated seeds."""
+    return int(numpy.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def set_precision(network: nn.Module, amp: str) -> torch.amp.GradScaler:
-    """Put the network's forward under autocast ("off", "bf16" or "fp16"); returns the gradient scaler to go with it."""
+    """Run the network's forward under autocast; amp: "off", "bf16" or "fp16" -> the matching gradient scaler."""
     device = network.classifier.weight.device
     if amp != "off":
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         forward = torch.autocast(device.type, dtype)(network.forward)
-        network.forward = lambda images: tree_map_only(Tensor, Tensor.float, forward(images))  # losses are float32's
+        network.forward = lambda images: tree_map_only(Tensor, Tensor.float, forward(images))  # losses in float32
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
-def sgd(parameters, args) -> torch.optim.SGD:
-    """The optimizer of the weights, as the options say."""
-    return torch.optim.SGD(parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True)
+def sgd(parameters, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Fused SGD for the weights, whose momentum starts as zeros."""
+    optimizer = torch.optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay, fused=True)
+    _fill_momentum(optimizer)
+    optimizer.register_load_state_dict_post_hook(_fill_momentum)  # a checkpoint may be from before the first step
+    return optimizer
+
+
+def _fill_momentum(optimizer: torch.optim.SGD) -> None:
+    """Add the momentum buffers that are missing, of zeros: the first step is the same.
+
+    torch's fused step allocates them uninitialised, and never fills them if the gradient scaler skips that step.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"] if group["momentum"] else ():
+            if optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, grad_clip: float) -> None:
-    """An optimizer's step on its gradients, unscaled, their norm clipped."""
+    """Unscale an optimizer's gradients, clip their norm, and step."""
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], grad_clip)
     scaler.step(optimizer)
@@ -85,13 +130,13 @@ def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
 
 
 def compile_seconds() -> float:
-    """What torch.compile has taken so far."""
-    dynamo = sys.modules.get("torch._dynamo.utils")  # slow to import for those who don't need it
+    """The seconds that torch.compile has taken so far."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # slow to import: looked up only if it is in use
     return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory used so far: what torch allocated on a GPU, the process's resident set on the CPU, if known."""
+    """Peak memory so far in MiB: torch's allocations on CUDA, otherwise the process's resident set; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:
@@ -100,14 +145,14 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory that a device has, of the CPU's what is free; None where unknown."""
+    """A device's memory in bytes: the total on CUDA, the free part on the CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return free_memory() if device.type == "cpu" else None
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that a process may still have, by Linux and its container's limit; None where unknown."""
+    """The memory in bytes that this process can still use, by Linux and the container's limit; None if unknown."""
     known = []
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -121,13 +166,13 @@ def free_memory() -> int | None:
 
 
 def count_parameters(network: nn.Module, auxiliary: bool = False) -> int:
-    """The number of parameters, those of an auxiliary head counted only if asked."""
+    """The number of parameters, with those of the auxiliary head only if `auxiliary` is true."""
     return sum(p.numel() for name, p in network.named_parameters() if auxiliary or not name.startswith("auxiliary"))
 
 
 @torch.no_grad()
 def count_multiply_adds(network: nn.Module, image_size: int, published: bool = False) -> int:
-    """Multiply-adds of the convolutions and linear layers for one image, the auxiliary head's left out.
+    """Multiply-adds of the convolutions and linear layers for one image, without the auxiliary head.
 
     The published convention adds 2 for every output of a batch norm and 1 for every output of a ReLU.
     """

@@ -19,8 +19,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Adds each option's default, unless its help names it."""
 
     def _get_help_string(self, action):
-        needless = action.required or action.dest == "help" or (action.default is None and action.nargs != 0)
-        if not action.option_strings or needless or "default" in action.help:
+        unneeded = action.required or action.dest == "help" or (action.default is None and action.nargs != 0)
+        if not action.option_strings or unneeded or "default" in action.help:
             return action.help
         return action.help + ("; default: off" if action.nargs == 0 else "; default: %(default)s")
 
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
             near, hint = [], "python -m torch.distributed.launch adds it: use torchrun --nproc_per_node=N instead"
         else:
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
-        # All processes of a launch have the same command line: one of them reports what is wrong with it.
+        # All processes of a launch have the same command line: the first reports the error.
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n" if _is_first() else None)
 
 
@@ -82,7 +82,7 @@ def add_weight_options(add, rate: str) -> None:
     add("--learning_rate", type=number(float, 0), help=rate)
     add("--momentum", type=number(float, 0, 1), default=0.9, help="SGD momentum")
     add("--weight_decay", type=number(float, 0), help="weight decay of the weights")
-    add("--grad_clip", type=number(float, 0), default=5.0, help="gradient norm to which a step is clipped")
+    add("--grad_clip", type=number(float, 0), default=5.0, help="clip the gradient to this norm")
 
 
 def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
@@ -100,7 +100,7 @@ def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
     optimization("--init_weights", metavar="FILE", help="start from these weights; default: random weights")
     add = parser.add_argument_group("testing").add_argument
     add("--eval", action="store_true", help="only test --weights on the test set")
-    add("--weights", help="a state_dict, or a checkpoint that holds one; required with --eval")
+    add("--weights", help="state_dict, or checkpoint with one, for --eval; default: none")
     return optimization
 
 
@@ -112,11 +112,12 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
     add("--seed", type=number(int, 0), default=seed, help="seed of everything random")
     add("--report_freq", type=number(int, 1), default=report_freq, help="steps between log lines")
     add("--resume", metavar="RUN_DIR", help="resume this run; default: a new run")
-    add("--device", help="cuda, mps or cpu; default: the best there is")
+    add("--device", help="cuda, mps or cpu; default: the first available")
     add("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
+    add("--tf32", action="store_true", help="float32 convolutions and products in TF32 (10 bits) on recent GPUs")
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--tensorboard", action="store_true", help="also write the scalars for TensorBoard")
-    add("--deterministic", action="store_true", help="bit-identical repeats on CUDA, too; slower")
+    add("--deterministic", action="store_true", help="bit-identical repeats on CUDA too; slower")
     return add
 
 
@@ -157,22 +158,25 @@ def choose_dataset(parser: Parser, args: Namespace) -> None:
 
 
 class Stopped(Exception):
-    """A run ends before it is finished, on all of its processes: (exit status, the line that says why)."""
+    """A run ends early, on all ranks: (exit status, the line that gives the reason)."""
 
 
 def run(main, parse) -> None:
     """Call main(parse()); a fixable error ends in one line and exit status 1, a signal in 128 + its number."""
     log_to_screen(logging.INFO if _is_first() else logging.ERROR)
-    args = Namespace()
+    args, together = Namespace(), False  # whether all ranks end, and for the same reason
     try:
         args = parse()
         main(args)
-    except Stopped as stopped:  # all processes, for the same reason
-        status, why = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
+        together = True
+    except Stopped as stopped:
+        together = True
+        status, reason = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
         if vars(args).get("resume"):
-            why += "; continue with: " + launchers.continue_command(shlex.join([sys.argv[0], "--resume", args.resume]))
+            words = shlex.join([sys.argv[0], "--resume", args.resume])
+            reason += f"; continue with: {launchers.continue_command(words)}"
         if launchers.rank() == 0:
-            log.error(why)
+            log.error(reason)
         sys.exit(status)
     except KeyboardInterrupt:
         log.error("stopped by SIGINT before the run began")
@@ -186,14 +190,14 @@ def run(main, parse) -> None:
         sys.exit(1)
     finally:
         if parallel := sys.modules.get("harness.parallel"):  # it imports torch, which not every program needs
-            parallel.leave()
+            parallel.leave(together)
 
 
 def _is_first() -> bool:
     """Whether this process is alone, or the first of several, before their rendezvous; if in doubt, True."""
     try:
         return not launchers.launched() or os.environ["RANK"] == "0"
-    except ValueError:  # half a set of variables, rejected later
+    except ValueError:  # an incomplete set of variables, rejected later
         return True
 
 
@@ -203,13 +207,13 @@ def _explain(error: Exception, args: Namespace) -> str | None:
     if not isinstance(error, (RuntimeError, MemoryError)):
         return text
     if "DataLoader worker" in text and re.search("shared memory|Bus error|No space left", text):
-        return ("a data-loading worker had too little shared memory (/dev/shm): lower --workers, to 0 if need be, or "
+        return ("a data-loading worker had too little shared memory (/dev/shm): lower --workers, to 0 if necessary, or "
                 f"provide more, in Docker with --shm-size=8g{_resume(known)}")
     if re.search("DataLoader worker .*(is killed|exited unexpectedly)", text):
         return f"a data-loading worker was killed, perhaps for lack of memory: lower --workers{_resume(known)}"
     if launchers.world_size() > 1 and re.search("onnection (closed|reset) by|Broken pipe|remote process exited", text):
         return f"another process of this run has ended; see its output for the reason{_resume(known)}"
-    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", text):
+    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|ALLOC_FAILED", text):
         return None
     hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []
     size, processes = known.get("batch_size", 0), launchers.world_size()

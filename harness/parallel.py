@@ -1,9 +1,15 @@
-"""Several processes as one run: what they sum and share, who goes first, and how all of them stop together."""
+"""Several ranks as one run: their rendezvous, sums and broadcasts, rank 0 first, and stopping together."""
 import contextlib
+import logging
+import math
 import os
 import platform
 import signal
+import socket
+import sys
+import threading
 import time
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -13,13 +19,13 @@ from harness import launchers
 from harness.cli import Stopped
 from harness.log import log
 
-_store: dist.Store | None = None  # where processes that join leave each other notes
+_store: dist.Store | None = None  # the rendezvous store, in which the ranks leave each other notes
 
 
 def init_distributed(device: torch.device) -> None:
-    """Join the other processes where a launcher started this one: tensors on the CPU go by gloo, on GPUs by NCCL.
+    """Join the other ranks if a launcher started this process: gloo for tensors on the CPU, NCCL for those on GPUs.
 
-    Raises Stopped on all of them where two share a GPU, ValueError as `launched`.
+    Raises Stopped on all ranks if two use the same GPU, OSError if the rendezvous fails, ValueError as `launched`.
     """
     global _store
     if not launchers.launched():
@@ -27,23 +33,23 @@ def init_distributed(device: torch.device) -> None:
     env = os.environ
     try:
         store, rank, world_size = next(dist.rendezvous("env://"))
-        # A restart under --max-restarts must not find the addresses of the processes before it in the store.
+        # A restart under --max-restarts must not find the addresses of the earlier processes in the store.
         _store = dist.PrefixStore(f"restart{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size)
-    except (RuntimeError, ValueError) as error:  # no such port, or in use; or the others don't come
-        raise OSError(f"can't meet the other processes at {env['MASTER_ADDR']}:{env['MASTER_PORT']} "
-                      f"({str(error)[:200]}): start all {env['WORLD_SIZE']} of them, with the address of rank 0's "
-                      "machine and a port that is free there") from error
+    except (RuntimeError, ValueError) as error:  # no such port, or in use; or the others did not start in time
+        raise OSError(f"rendezvous at {env['MASTER_ADDR']}:{env['MASTER_PORT']} failed ({str(error)[:200]}): "
+                      f"start all {env['WORLD_SIZE']} processes, with the address of rank 0's machine and a port that "
+                      "is free there") from error
     if not launchers.is_torchrun():
         by = "srun" if env.get("SLURM_PROCID") == str(rank) else "the environment variable RANK"
-        log.info(f"one of {world_size} processes by {by}; they meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']}")
+        log.info(f"world size {world_size} (from {by}); rendezvous at {env['MASTER_ADDR']}:{env['MASTER_PORT']}")
     gpu = (platform.node(), str(torch.cuda.get_device_properties(device).uuid)) if device.type == "cuda" else None
     _check_gpus(gpu)
 
 
 def _check_gpus(gpu: tuple[str, str] | None) -> None:
-    """Raise Stopped where another process has the same (machine, GPU); NCCL would fail later, and at length."""
+    """Raise Stopped if two ranks have the same (machine, GPU); NCCL would fail later, with a longer message."""
     gpus = [None] * world_size()
     dist.all_gather_object(gpus, gpu)
     machines = [gpu[0] for gpu in gpus if gpu]
@@ -51,37 +57,55 @@ def _check_gpus(gpu: tuple[str, str] | None) -> None:
         processes, there = machines.count(machine), len({gpu for gpu in gpus if gpu and gpu[0] == machine})
         if processes > there:
             raise Stopped(1, f"error: {processes} processes on {machine} have {there} GPU(s): start {there} there, or "
-                             "give --device cpu")
+                             "use --device cpu")
 
 
-def leave() -> None:
-    """Part from the other processes, if there are any."""
-    if dist.is_initialized():
+def leave(together: bool) -> None:
+    """Leave the other ranks, if there are any; if this one fails alone, at once, because they may be waiting for it.
+
+    With NCCL, destroying the process group waits for collectives that a failed rank never joins.
+    """
+    if not dist.is_initialized():
+        return
+    if together:
         dist.destroy_process_group()
+        return
+    error = sys.exc_info()[1]  # the one in flight, since this is called in a `finally`
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    _exit_now(error.code if isinstance(error, SystemExit) else 1)
 
 
-# ---- ranks, and what they share
+def _exit_now(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+# ---- ranks and collectives
 
 def rank() -> int:
-    """This process's number; 0 writes the files."""
+    """This process's rank; rank 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of ranks that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def rank0_first():
-    """Let rank 0 through, then the first process of each other machine, whose disk may be its own, then the rest.
+    """Run a block on rank 0, then on the first rank of each other machine (own disk, perhaps), then on the rest.
 
-    All of them leave together, and wait as long as it takes, longer than a barrier would. Once in a run.
+    All ranks leave it together, and wait without the time limit of a barrier. Use it once per run.
     """
     if not dist.is_initialized():
         yield
         return
     machine, leads = platform.node(), os.environ["LOCAL_RANK"] == "0"
+    # Wait for rank 0, then for the first rank of this machine.
     if rank() > 0:
         _wait_for("rank 0")
     if not leads:
@@ -89,11 +113,12 @@ def rank0_first():
     try:
         yield
     except BaseException:
-        _store.set("failed", "")
-        end = time.monotonic() + 5  # rank 0 keeps the store, and leaves last: the others would complain at length
+        _store.set("failed", "")  # the waiting ranks exit
+        end = time.monotonic() + 5  # rank 0 holds the store: it exits last, or the others would print long errors
         while rank() == 0 and _store.add("heard", 0) < world_size() - 1 and time.monotonic() < end:
             time.sleep(0.05)
         raise
+    # Admit the next group, then wait until the last rank is through.
     for name in ["rank 0"] * (rank() == 0) + [machine] * leads:
         _store.set(name, "")
     if _store.add("through", 1) == world_size():
@@ -102,7 +127,7 @@ def rank0_first():
 
 
 def _wait_for(name: str) -> None:
-    """Wait for a note in the store; ends this process, silently, where another has failed and said why."""
+    """Wait for a note in the store; exit, silently, if another rank has failed and reported the reason."""
     failed = False
     while not failed:
         try:
@@ -111,27 +136,27 @@ def _wait_for(name: str) -> None:
             failed = _store.check(["failed"])
             if failed:
                 _store.add("heard", 1)
-        except RuntimeError:  # gone with the process that kept it
+        except RuntimeError:  # the process that held the store has ended
             failed = True
         time.sleep(0.05)
     raise SystemExit(1)
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Sum a tensor over all ranks, in place, and return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def average_gradients(parameters) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
+    """Replace every gradient by its mean over the ranks, in one message."""
     if dist.is_initialized():
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
@@ -142,7 +167,7 @@ def average_gradients(parameters) -> None:
 
 
 def broadcast(network: nn.Module, buffers_only: bool = False) -> None:
-    """Give every process the parameters and batch norm statistics of rank 0."""
+    """Copy the parameters and batch norm statistics (`buffers_only`: the latter alone) of rank 0 to all ranks."""
     if dist.is_initialized():
         for tensor in [*network.buffers(), *([] if buffers_only else network.parameters())]:
             dist.broadcast(tensor.detach(), src=0)
@@ -151,29 +176,57 @@ def broadcast(network: nn.Module, buffers_only: bool = False) -> None:
 # ---- stopping together
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+PATIENCE = 20  # seconds without a step, after which a rank that has received a signal is stuck
 _signals: list[int] = []
+_last_step = 0.0  # when it ended; infinity: all ranks have agreed to stop
+_wakeup: tuple[socket.socket, ...] = ()
 
 
 def catch_signals() -> None:
-    """From now on signals end the run between two steps, where `stop_if_asked` is called."""
+    """From now on a signal ends the run between two steps, in `stop_if_asked`; a rank that is stuck ends by itself."""
+    global _wakeup
     for number in SIGNALS:
         signal.signal(number, remember)
+    if dist.is_initialized() and not _wakeup:
+        # In a collective no Python handler runs. A thread learns of the signal, by way of a socket.
+        _wakeup = socket.socketpair()
+        _wakeup[1].setblocking(False)
+        signal.set_wakeup_fd(_wakeup[1].fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_exit_if_stuck, daemon=True).start()
+
+
+def _exit_if_stuck() -> None:
+    """Wait for a signal; then exit if no step ends for PATIENCE seconds: the rank waits for one that has failed."""
+    number = _wakeup[0].recv(1)[0]
+    received = time.monotonic()
+    while time.monotonic() - max(received, _last_step) < PATIENCE:
+        time.sleep(0.2)
+    log.error(f"stopped by {signal.Signals(number).name}: no step ended within {PATIENCE} s, another process may have "
+              "ended; see its output for the reason")
+    _exit_now(128 + number)
+
+
+def note_step() -> None:
+    """Tell the watch over a rank that has received a signal that it is not stuck."""
+    global _last_step
+    _last_step = max(_last_step, time.monotonic())
 
 
 def remember(number: int, frame) -> None:
-    """The handler: note the signal."""
+    """The signal handler: note the signal."""
     _signals.append(number)
-    # A second one ends the process at once; but torchrun passes on what a terminal or a cluster sent to all already.
+    # A second one ends a single process at once; several ignore it, since torchrun repeats what was sent to all.
     signal.signal(number, signal.SIG_IGN if dist.is_initialized() else signal.SIG_DFL)
 
 
 def stop_if_asked() -> None:
-    """Raise Stopped on all processes where a signal has come to one; all of them call it, between steps."""
+    """Raise Stopped on all ranks if one has received a signal; all ranks call it, between steps."""
+    note_step()
     _stop_together((128 + _signals[0], f"stopped by {signal.Signals(_signals[0]).name}") if _signals else None)
 
 
 def stop_if_failed(error: Exception | None) -> None:
-    """Raise Stopped on all processes where one has met an error that a person can mend; all of them call it."""
+    """Raise Stopped on all ranks if one has met a fixable error; all ranks call it."""
     _stop_together((1, f"error: {error}") if error else None)
 
 
@@ -185,18 +238,20 @@ def _stop_together(asked: tuple[int, str] | None) -> None:
         if count:
             found *= world_size()
             dist.all_gather_object(found, asked)
+    global _last_step
     for stop in filter(None, found):
+        _last_step = math.inf  # they save and end together
         raise Stopped(*stop)
 
 
-def in_step(batches, mendable: type[Exception]):
-    """The batches, of which all processes have equally many; where one can't read its next, all raise Stopped."""
+def in_step(batches, fixable: type[Exception]):
+    """Yield the batches, equally many on each rank; if one rank can't read its next batch, all raise Stopped."""
     batches = iter(batches)
     while True:
         batch = error = None
         try:
             batch = next(batches, None)
-        except mendable as caught:
+        except fixable as caught:
             error = caught
         stop_if_failed(error)
         if batch is None:

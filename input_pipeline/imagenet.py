@@ -1,4 +1,4 @@
-"""The ImageNet pipeline: image files that are read, cropped and flipped by workers, and streamed to the device."""
+"""The ImageNet pipeline: workers read, crop and flip image files, which are streamed to the device."""
 import os
 import signal
 import threading
@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from harness import parallel
 from harness.log import log
-from input_pipeline.batches import batch_per_rank, for_convolutions
+from input_pipeline.batches import batch_per_rank, for_convolutions, to_device
 from input_pipeline.folders import Folder, image_folders, read_image
 
 STATS = (.485, .456, .406), (.229, .224, .225)
 
 
 class ImageFiles(Dataset):
-    """Image files as (image (3, H, W) uint8, label, whether it was transparent)."""
+    """Image files as (image (3, H, W) uint8, label, whether it had transparency)."""
 
     def __init__(self, samples: list[tuple[str, int]], transform):
         self.samples, self.transform = samples, transform
@@ -33,19 +33,24 @@ class ImageFiles(Dataset):
 
 
 class SeededFiles(ImageFiles):
-    """Image files whose augmentation depends on (seed, epoch, index) alone: persistent workers are not seeded anew
-    each epoch, so a resumed run would otherwise see other crops than an unbroken one."""
+    """Image files whose augmentation depends only on (seed, epoch, index).
+
+    Persistent workers are not reseeded each epoch, so a resumed run would otherwise get other crops than an
+    uninterrupted one.
+    """
+
     seed = 0
 
     def __getitem__(self, key: tuple[int, int]):
-        with torch.random.fork_rng(devices=[]):  # without workers, the network's generator must not notice
+        with torch.random.fork_rng(devices=[]):  # without workers, this must not advance the network's generator
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)
             torch.default_generator.manual_seed(int(seed[0]))  # torch.manual_seed would also seed the GPU
             return super().__getitem__(key[1])
 
 
 class EpochSampler(DistributedSampler):
-    """A distributed sampler of (epoch, index), from the index numbered `start` on."""
+    """A distributed sampler of (epoch, index) that skips the first `start` of its indices."""
+
     start = 0
 
     def __iter__(self):
@@ -55,35 +60,38 @@ class EpochSampler(DistributedSampler):
 class Loader(DataLoader):
     """A loader of image files that yields (B, 3, H, W) float32, normalised, and (B,) labels on a device.
 
-    The workers hand on uint8, a quarter of the shared memory. After the first pass that has met transparent images,
-    the log says how many.
+    The workers return uint8, which takes a quarter of the shared memory. The first pass with images that had
+    transparency logs their number.
     """
-    said = False
+
+    logged = False
 
     def __init__(self, dataset: ImageFiles, device, **options):
         super().__init__(dataset, **options)
         self.device = device
+        self.statistics = [to_device(torch.tensor(stat).view(-1, 1, 1), device) for stat in STATS]  # once, not per step
 
     def __iter__(self):
         images_read = transparent = 0
         for images, target, flags in super().__iter__():
             images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
-            images = to_input(images.to(self.device, non_blocking=True))
+            images = to_input(images.to(self.device, non_blocking=True), *self.statistics)
             yield for_convolutions(images), target.to(self.device, non_blocking=True)
-        if transparent and not self.said:
-            log.info(f"{transparent} of the {images_read} images read are transparent and were laid on white")
-            self.said = True
+        if transparent and not self.logged:
+            log.info(f"{transparent} of the {images_read} images read had transparency: composited on white")
+            self.logged = True
 
 
-def to_input(images: Tensor) -> Tensor:
-    """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std of ImageNet, as torchvision does it, to the bit."""
-    mean, std = (images.new_tensor(stat, dtype=torch.float32).view(-1, 1, 1) for stat in STATS)
+def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std, bit-identical to torchvision."""
     return images.float().mul_(1 / 255).sub_(mean).div_(std)
 
 
 def outlive_signals(worker: int):
-    """Let a loader's worker obey signals of its main process only: a terminal or a cluster sends them to all processes,
-    and the main process has to take the step to its end and save it."""
+    """Make a data-loading worker ignore signals, except those of its main process.
+
+    A terminal or a cluster sends them to all processes, but the main process must be able to finish the step.
+    """
     def wait():
         while signal.sigwaitinfo(signals).si_pid != os.getppid():
             pass
@@ -99,8 +107,8 @@ def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int
             world_size: int = 1, training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
     """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
 
-    `batch_size` is the total over all ranks; without `training`, which gives no loader for it, any number will do.
-    Raises as `image_folders` and `Batches`; ImageError names a bad file.
+    `batch_size` is global, over all ranks. Without `training` there is no training loader, and any number is allowed.
+    Raises as `image_folders` and `batch_per_rank`; ImageError names a bad file.
     """
     if training:
         batch_per_rank(batch_size, world_size)  # before a million files are listed
@@ -120,24 +128,24 @@ def folders(root: str) -> tuple[Folder, Folder]:
 
 def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
                     rank: int = 0, world_size: int = 1, jitter: bool = False) -> Loader:
-    """Shuffled random crops, flipped at random, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
+    """Shuffled random crops and horizontal flips, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
     from torchvision.transforms import v2
     files = SeededFiles(samples, v2.Compose([
         v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(),
         *([v2.ColorJitter(.4, .4, .4, .2)] if jitter else []), v2.PILToTensor()]))
     files.seed = seed
-    sampler, part = EpochSampler(files, world_size, rank, seed=seed), batch_per_rank(batch_size, world_size)
-    # Deviation, as in Batches: no last batch of a single image.
-    loader = Loader(files, device, batch_size=part, sampler=sampler, drop_last=len(sampler) % part == 1,
+    sampler, size = EpochSampler(files, world_size, rank, seed=seed), batch_per_rank(batch_size, world_size)
+    # Deviation, as in Batches: a last batch of a single image is dropped.
+    loader = Loader(files, device, batch_size=size, sampler=sampler, drop_last=len(sampler) % size == 1,
                     persistent_workers=workers > 0, **_workers(workers, device))
     if not len(loader):
-        raise ValueError(f"{len(files)} training images are too few for {world_size} process(es): add images")
+        raise ValueError(f"{len(files)} training images are too few for {world_size} rank(s): add images")
     return loader
 
 
 def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
                 world_size: int = 1, persistent: bool = True) -> Loader:
-    """The centres of all images, over all ranks each once. persistent: whether the workers wait for the next pass."""
+    """Centre crops of all images, each once over all ranks. persistent: whether the workers wait for the next pass."""
     from torchvision.transforms import v2
     files = ImageFiles(samples[rank::world_size], v2.Compose([
         v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
@@ -146,15 +154,12 @@ def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int
 
 
 def _workers(workers: int, device) -> dict:
-    # A generator of their own: a loader draws when it starts, which a resumed run does more often than an unbroken one.
+    # A separate generator: a loader uses it when it starts, more often in a resumed run than in an uninterrupted one.
     return {"num_workers": workers, "prefetch_factor": 4 if workers else None, "generator": torch.Generator(),
             "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": outlive_signals}
 
 
 def set_epoch(loader: DataLoader, epoch: int, step: int = 0):
-    """Choose the epoch of the next pass over a training loader, and with it shuffling and augmentation.
-
-    The pass begins with the batch numbered `step`.
-    """
+    """Set the epoch of the next pass over a training loader (its shuffling and augmentation), and its first batch."""
     loader.sampler.set_epoch(epoch)
     loader.sampler.start = step * loader.batch_size

@@ -52,7 +52,7 @@ def job_script(folder, options):
     assert ours in text
     job = folder / "job.sh"
     job.write_text(text.replace(ours, shlex.join([str(ROOT / CIFAR), *map(str, options)])))
-    programs = {"srun": 'exec "$@"', "scontrol": 'echo "$@" >> requeued',
+    programs = {"srun": '[ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@"', "scontrol": 'echo "$@" >> requeued',
                 "python": f'exec {sys.executable} {ROOT}/tests/scripts.py "$@"'}
     for name, line in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{line}\n")

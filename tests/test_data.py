@@ -15,7 +15,14 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from input_pipeline import DataSet, batches, imagenet, load, sets
-from input_pipeline.batches import Batches, batch_per_rank, eval_batches, normalise, windows
+from input_pipeline.batches import (
+    Batches,
+    batch_per_rank,
+    eval_batches,
+    normalisation,
+    normalise,
+    windows,
+)
 from input_pipeline.search_parts import search_split
 
 
@@ -58,7 +65,7 @@ def test_batch_equals_plain_per_image_version(channels, size, flip, cutout):
     dataset = random_set(96, channels, size, flip)
     batches = make_batches(dataset, 96, cutout=cutout)
     for _ in range(3):  # 288 images: the corners of the padded image, and the last image of the set, come up
-        draws = batches.draw(torch.randperm(96))
+        draws = batches.sample(torch.randperm(96))
         images, target = batches.augment(draws)
         assert images.shape == (96, 3, size, size) and images.dtype == torch.float32
         assert torch.equal(target, dataset.train_target[draws[0]])
@@ -76,7 +83,7 @@ def test_every_crop_of_first_and_last_image():
         padded = torch.nn.functional.pad(dataset.train_images[index], (4, 4, 4, 4))
         for image, y, x in zip(images, top, left, strict=True):
             crop = padded[:, y:y + size, x:x + size]
-            torch.testing.assert_close(image, normalise(crop[None], dataset)[0], rtol=0, atol=0)
+            torch.testing.assert_close(image, normalise(crop[None], *normalisation(dataset, "cpu"))[0], rtol=0, atol=0)
 
 
 def chi_square(counts):
@@ -85,14 +92,14 @@ def chi_square(counts):
 
 
 def test_crop_offsets_uniform_flips_half_centres_uniform():
-    draws = make_batches(random_set(8100, channels=1), 8100).draw(torch.arange(8100))
+    draws = make_batches(random_set(8100, channels=1), 8100).sample(torch.arange(8100))
     crops = torch.bincount(draws[1] * 9 + draws[2], minlength=81)
     assert len(crops) == 81 and chi_square(crops) < 150  # 80 degrees of freedom: mean 80, deviation 12.6
     assert abs(draws[3].float().mean() - .5) < .03  # deviation .0056
     for centre in draws[4:]:
         counts = torch.bincount(centre, minlength=32)
         assert len(counts) == 32 and chi_square(counts) < 75  # 31 degrees of freedom: mean 31, deviation 7.9
-    assert make_batches(random_set(100, flip=False), 100).draw(torch.arange(100))[3].sum() == 0
+    assert make_batches(random_set(100, flip=False), 100).sample(torch.arange(100))[3].sum() == 0
 
 
 def test_crop_offsets_seen_in_pixels():
@@ -112,7 +119,7 @@ def test_cutout_areas_have_the_published_distribution():
     dataset = random_set(6400)._replace(train_images=torch.full((6400, 1, 32, 32), 255, dtype=torch.uint8),
                                         mean=(0.,), std=(1.,))
     batches = make_batches(dataset, 6400, cutout=16)
-    draws = batches.draw(torch.arange(6400))
+    draws = batches.sample(torch.arange(6400))
     draws[1:3] = 4  # the middle crop: no padding in sight
     areas = (batches.augment(draws)[0][:, 0] == 0).sum((1, 2))
     side = [min(c + 8, 32) - max(c - 8, 0) for c in range(32)]  # 8..16
@@ -207,7 +214,7 @@ def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
             make(world_size)
         message = one_error_line(error)
         assert f"batch size {world_size} " in message and f"use {2 * world_size} or more" in message
-        assert "at least 2 per process" in message and "batch norm" in message
+        assert "at least 2 per rank" in message and "batch norm" in message
         make(2 * world_size)  # as it says
 
 
@@ -224,7 +231,7 @@ def test_one_image_per_process_can_be_evaluated(tmp_path):
 def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size, flip, monkeypatch):
     dataset = random_set(100, channels, size, flip)
     resident = make_batches(dataset, cutout=4)
-    monkeypatch.setattr(batches, "fits", lambda size, device: False)
+    monkeypatch.setattr(batches, "fits_on_device", lambda size, device: False)
     carried = make_batches(dataset, cutout=4)
     assert resident.resident and not carried.resident and carried.flat.device.type == "cpu"
     for _ in range(7):
@@ -233,16 +240,17 @@ def test_images_that_do_not_fit_the_device_give_the_same_batches(channels, size,
 
 def test_images_fit_a_gpu_that_has_room_for_twice_as_much(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))  # free, all
-    assert batches.fits(500, "cuda") and batches.fits(500, torch.device("cuda", 1)) and not batches.fits(501, "cuda")
-    assert batches.fits(10 ** 15, "cpu")
+    fits = batches.fits_on_device
+    assert fits(500, "cuda") and fits(500, torch.device("cuda", 1)) and not fits(501, "cuda")
+    assert fits(10 ** 15, "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_images_that_do_not_fit_a_gpu_come_out_of_pinned_memory(monkeypatch):
+def test_images_that_do_not_fit_a_gpu_come_from_the_host(monkeypatch):
     resident = make_batches(random_set(100), device="cuda")
-    monkeypatch.setattr(batches, "fits", lambda size, device: False)
+    monkeypatch.setattr(batches, "fits_on_device", lambda size, device: False)
     carried = make_batches(random_set(100), device="cuda")
-    assert carried.flat.is_pinned()
+    assert carried.flat.device.type == "cpu"
     for _ in range(7):
         assert all(map(torch.equal, resident.next(), carried.next()))
 

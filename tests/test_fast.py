@@ -134,8 +134,9 @@ def test_autocast_gives_the_definitions_numbers_within_its_precision(make):
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
-def test_no_tensor_stays_behind_on_the_cpu(grad_checkpoint):
+def test_no_tensor_stays_behind_on_the_cpu(grad_checkpoint, monkeypatch):
     """On fake GPU tensors, which have a device and a shape but no numbers, mixing devices is an error."""
+    monkeypatch.setattr(pixels, "random_module", lambda device: torch)  # a GPU's own needs a driver
     with FakeTensorMode(), torch.device("cuda"):
         images = torch.randn(4, 3, 16, 16)
         supernet = Network(4, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14, 0.3)
@@ -167,7 +168,7 @@ def test_depthwise_gradients_are_autograds(k, stride, dilation):
         expected = torch.autograd.grad(expected, (x, kernel), g)
         actual = depthwise_backward(g, x.detach(), kernel.detach(), stride, dilation)
         assert_same_tensors(dict(zip("xk", actual)), dict(zip("xk", expected)))
-        only_x, none = depthwise_backward(g, x.detach(), kernel.detach(), stride, dilation, wants_kernel=False)
+        only_x, none = depthwise_backward(g, x.detach(), kernel.detach(), stride, dilation, needs_kernel_grad=False)
         assert none is None
         assert_equals_vector(only_x, expected[0])
 

@@ -1,4 +1,5 @@
 """An epoch of training, an evaluation, the meter that both update, and the shared steps of the evaluation scripts."""
+import inspect
 import json
 import math
 import shlex
@@ -151,6 +152,7 @@ def log_start(run: Run, network: nn.Module, image_size: int) -> None:
 
 def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
     """The module to train, compiled and wrapped as the options ask, and its gradient scaler; save `network` itself."""
+    network.fast = utils.use_fast(args.fast, network.classifier.weight.device)
     parallel.broadcast(network)
     scaler = utils.set_precision(network, args.amp)
     if args.compile:
@@ -159,8 +161,17 @@ def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
     if parallel.world_size() == 1:
         return network, scaler
     # Some cells have nodes without an output: static_graph allows their weights to have no gradient.
-    return DistributedDataParallel(network, static_graph=True, broadcast_buffers=False,
-                                   gradient_as_bucket_view=True), scaler
+    for p in network.parameters():
+        p.register_hook(partial(_match_strides, p.stride()))
+    # Buffers are broadcast once per epoch, not in each step; the argument has a new name in later versions of torch.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(network, static_graph=True, gradient_as_bucket_view=True, **buffers), scaler
+
+
+def _match_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    """The gradient with its weight's strides: DDP warns of others. Those of a 1x1 kernel are changed without a copy."""
+    return grad if grad.stride() == strides else grad.contiguous().flatten().view_as(grad)
 
 
 def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,

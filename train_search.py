@@ -250,8 +250,8 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, len(source.classes), stage.layers, run.state.normal, run.state.reduce,
                       stem=args.stem).to(device)
-    network.grad_checkpoint = args.grad_checkpoint
-    if args.compile:
+    network.grad_checkpoint, network.fast = args.grad_checkpoint, utils.use_fast(args.fast, device)
+    if args.compile and network.fast:
         fast.compile_cells(network)
     parallel.broadcast(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)

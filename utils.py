@@ -71,6 +71,14 @@ def _check_precision(device: torch.device, amp: str) -> None:
         raise ValueError(f"--amp {amp}: torch has no mixed precision on {device.type}: use --amp off")
 
 
+FAST_BY_DEFAULT = {"cpu": True, "cuda": True, "mps": True}  # benchmarks/gpu.py says which way is quicker on a device
+
+
+def use_fast(choice: str, device: torch.device) -> bool:
+    """Whether to train by fast/ or by the reference networks; choice: "auto", "on" or "off"."""
+    return FAST_BY_DEFAULT[device.type] if choice == "auto" else choice == "on"
+
+
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs and result tables."""
     if device.type == "cuda":

@@ -115,6 +115,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
     add("--device", help="cuda, mps or cpu; default: the first available")
     add("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     add("--tf32", action="store_true", help="float32 convolutions and products in TF32 (10 bits) on recent GPUs")
+    add("--fast", choices=["auto", "on", "off"], default="auto", help="off: train by the reference networks")
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--tensorboard", action="store_true", help="also write the scalars for TensorBoard")
     add("--deterministic", action="store_true", help="bit-identical repeats on CUDA too; slower")
@@ -122,7 +123,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
 
 
 # options that do not change a run's result, and so may change when it is resumed
-MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard", "grad_checkpoint"}
+MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard", "grad_checkpoint", "fast"}
 
 
 def parse_args(parser: Parser, kind: str) -> Namespace:

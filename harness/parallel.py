@@ -162,8 +162,8 @@ def average_gradients(parameters) -> None:
         flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
         flat /= world_size()
-        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
+        means = flat.split([grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [mean.view_as(grad) for mean, grad in zip(means, grads)])
 
 
 def broadcast(network: nn.Module, buffers_only: bool = False) -> None:

@@ -11,6 +11,7 @@ import train_search
 import utils
 from architect import Architect
 from engine import Meter
+from fast import pixels
 from genotypes import PRIMITIVES
 from input_pipeline import DataSet
 from input_pipeline.batches import Batches, eval_batches
@@ -146,6 +147,33 @@ def test_deterministic_runs_do_not_fill_memory():
     assert torch.are_deterministic_algorithms_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
 
 
+# ---- random numbers
+
+def test_a_recomputation_restores_the_state_of_the_device_that_draws_the_masks(monkeypatch):
+    assert [pixels.random_module(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [
+        torch, torch.cuda, torch.mps]
+    calls = []
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.mps, name, lambda *state, name=name: calls.append(name) or torch.zeros(1))
+    with pixels.same_random_numbers(torch.device("mps"), torch.ones(1)):
+        calls.append("recompute")
+    assert calls == ["get_rng_state", "set_rng_state", "recompute", "set_rng_state"]
+
+
+def test_checkpointing_draws_the_same_masks_without_the_help_of_torch():
+    torch.manual_seed(0)
+    network = Network(2, 3, 3, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.5).double()
+    images, target, gradients = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0]), []
+    for network.grad_checkpoint in (False, True):
+        torch.manual_seed(1)
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), target).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+        gradients[-1].append(torch.rand(1))  # and what is drawn next is the same
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 # ---- no step waits for the device
 
 WAITING = {"new_tensor", "item", "tolist", "__bool__", "__int__", "__float__", "nonzero", "numpy"}
@@ -189,13 +217,13 @@ def test_a_bilevel_step_does_not_wait_for_the_device(monkeypatch):
         monkeypatch.setattr(torch.optim, name, lambda *args, make=unfused, fused, **options: make(*args, **options))
     data = meta_dataset()
     batches = Batches(data.train_images, data.train_target, 8, data, "meta", seed=0, cutout=4)
-    network = Network(2, 3, 3, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.3).to("meta")
+    network = Network(2, 3, 1, [PRIMITIVES] * 14, [PRIMITIVES] * 14, skip_dropout=0.3).to("meta")  # reduces
     architect = Architect(network, 6e-4, 1e-3, 5.0)
     weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
     optimizer, meter = utils.sgd(weights, 0.025, 0.9, 3e-4), Meter("", 3, 50)
     batches.next(), architect.step(*batches.next())  # what is made once, is made now
     with NoBlockingCopies(), NoWaiting():
-        for _ in range(3):
+        for _ in range(2):
             architect.step(*batches.next())
             images, target = batches.next()
             loss, logits = train_search.weight_step(network, optimizer, images, target, 5.0)

@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
         else:
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
         # All processes of a launch have the same command line: the first reports the error.
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}\n" if _is_first() else None)
+        line = f"{self.prog}: error: {' '.join(message.split())}; {hint}\n".encode(errors="backslashreplace").decode()
+        self.exit(2, line if _is_first() else None)
 
 
 def number(kind: type, low: float, high: float = 1e38):

@@ -50,7 +50,7 @@ def by_srun(count: int) -> list[dict]:
 def test_processes_started_by_hand_or_by_srun_train_together(environments, text, tmp_path):
     first, second = together("train_cifar.py", *TINY, "--save", tmp_path, environments=environments(2))
     assert first.code == second.code == 0, (first, second)
-    assert first.err.count(text) == 1 and " on 2 x " in first.err and text not in second.err
+    assert first.err.count(text) == 1 and " on 2 x " in first.err and not second.err  # nor a warning of DDP's
     assert text in (the_run(tmp_path) / "log.txt").read_text()  # though it was said before there was a log.txt
     assert len(metrics(the_run(tmp_path))) == 1
 

@@ -489,7 +489,7 @@ def test_out_of_memory_proposes_no_batch_that_is_refused(options, processes, pro
 @pytest.mark.parametrize("script", [SEARCH, CIFAR])
 def test_one_image_per_process_is_refused_before_a_run_directory_is_made(script, data, tmp_path):
     outcome = run(script, *OPTIONS[script], *data, "--batch_size", 1, "--save", tmp_path / "runs")
-    assert "at least 2 per process" in one_line(outcome) and not (tmp_path / "runs").exists()
+    assert "at least 2 per rank" in one_line(outcome) and not (tmp_path / "runs").exists()
 
 
 def test_an_error_that_no_person_can_mend_keeps_its_traceback(run_here):
@@ -526,10 +526,10 @@ def suiting(action, run_dirs):
 
 @st.composite
 def command_line(draw, module, run_dirs):
-    """Up to six options, some mistyped, with values that suit them or do not; lists repeated any number of times."""
+    """Up to five options, some mistyped, with values that suit them or do not; lists repeated any number of times."""
     line = list(REQUIRED[module]) if draw(st.integers(0, 3)) else []
     actions = [action for action in module.get_args_parser()._actions if action.option_strings]
-    for _ in range(draw(st.integers(0, 6))):
+    for _ in range(draw(st.integers(0, 5))):
         action = draw(st.sampled_from(actions))
         name = draw(st.sampled_from(action.option_strings))
         words = [name, *draw(suiting(action, run_dirs))]

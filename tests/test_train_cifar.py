@@ -220,7 +220,7 @@ def of_another_cell(path):
 
 def of_another_class_count(path):
     torch.save(small(num_classes=100).state_dict(), path)
-    return "data set"
+    return "dataset"
 
 
 def of_other_channels(path):
@@ -240,7 +240,7 @@ def of_half_a_network(path):
 
 def no_weights(path):
     path.write_text("no weights")
-    return "give"
+    return "use"
 
 
 def truncated(path):
@@ -255,7 +255,7 @@ def missing(path):
 
 def whole_module(path):
     torch.save(small(), path)  # pickled code
-    return "give"
+    return "use"
 
 
 def list_of_tensors(path):

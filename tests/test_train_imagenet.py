@@ -605,7 +605,7 @@ def test_a_worker_that_dies_is_one_line_and_the_run_can_go_on(script, images, un
 
 
 def test_one_image_per_process_is_refused_before_a_run_directory_is_made(images, tmp_path):
-    assert_refused(1, "at least 2 per process", "--batch_size", 1, images=images, save=tmp_path / "runs")
+    assert_refused(1, "at least 2 per rank", "--batch_size", 1, images=images, save=tmp_path / "runs")
 
 
 def test_a_folder_of_one_image_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The rules of P-DARTS as pure functions on names and numbers: stages, pruning, derivation, skip restriction.
+"""The rules of P-DARTS as pure functions on names and numbers: stages, skip dropout, pruning, derivation, limits.
 
 It also measures how decided a search's choices are.
 """

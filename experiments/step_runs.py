@@ -8,9 +8,8 @@ import compare
 import genotypes
 import progressive
 from experiments.matrix import Step
-from harness import records
+from harness import checkpoints, records
 from harness.files import replace_file
-from harness.runs import load_checkpoint
 
 
 def find_run(out: Path, step: Step) -> dict | None:
@@ -44,7 +43,7 @@ def check_run(out: Path, step: Step) -> None:
         return
     if tuple(shlex.split(str(run.get("command")))[2:]) != step.command[1:]:
         raise ValueError(f"{run['path']} was made with other options than this setting's: move it away")
-    if not is_finished(run) and load_checkpoint(run["path"], run["kind"]) is None and run["metrics"]:
+    if not is_finished(run) and checkpoints.load(run["path"], run["kind"]) is None and run["metrics"]:
         raise ValueError(f"{run['path']} has lost its checkpoint.pt: move it away to restart the step")
     write_cells(out, step)
 

@@ -1,6 +1,5 @@
 """A run: its directory, its options, how far it is, and the checkpoint from which it is resumed."""
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import itertools
@@ -18,7 +17,7 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from harness import launchers, parallel, weights
+from harness import checkpoints, launchers, parallel, weights
 from harness.files import write_file
 from harness.log import log, log_to_file
 from harness.scalars import scalar_writer
@@ -48,18 +47,18 @@ class Run:
     def __init__(self, kind: str, path: Path, args: Namespace, state):
         self.kind, self.path, self.args, self.state = kind, path, args, state
         self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, [1.0] * args.epochs
-        self._saved = load_checkpoint(path, kind) or {}  # the states of the parts, until `keep` restores them
+        self._saved = checkpoints.load(path, kind) or {}  # the states of the parts, until `keep` restores them
         if self._saved:
             self.next_epoch, self.metrics = self._saved.pop("epoch"), self._saved.pop("metrics")
-            for name in vars(state):
-                setattr(state, name, self._saved.pop(name))
+            for name, initial in vars(state).items():
+                setattr(state, name, self._saved.pop(name, initial))  # an older checkpoint lacks newer fields
         first = parallel.rank() == 0
         if first and self.metrics:
             self._write_history()  # it may be damaged, or the run was killed before writing it
         self._write_scalars = scalar_writer(path, len(self.metrics)) if first and args.tensorboard else None
 
     def keep(self, **parts) -> None:
-        """Save these parts (network, optimizer, ...) in checkpoints; each is first restored, if it was saved.
+        """Save the state_dicts of these parts in checkpoints from now on; first restore those that were saved.
 
         Raises ValueError if a saved state does not match.
         """
@@ -112,7 +111,7 @@ class Run:
         """Write the run and these parts. All ranks call it. Raises OSError."""
         states = {name: part.state_dict() for name, part in parts.items()}  # the meter's is summed over all ranks
         if parallel.rank() == 0:
-            save_checkpoint(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,
+            checkpoints.save(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,
                                         **vars(self.state), **states})
 
     def _write_history(self) -> None:
@@ -122,37 +121,6 @@ class Run:
             buffer = io.BytesIO()
             numpy.savez(buffer, **{name: numpy.array(rows) for name, rows in self.state.alphas.items()})
             write_file(self.path / "alphas.npz", buffer.getvalue())
-
-
-def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
-    """Write checkpoint.pt, and keep the one before it as previous.pt. Raises OSError.
-
-    One dictionary: "kind", "epoch" (the next one), "metrics", what the kind of run adds (a search "stage", "normal" and
-    "reduce", the candidates on each edge, and "alphas"; an evaluation "best_acc" and "best_epoch"), the state_dicts of
-    the run's parts by name, and mid-epoch that of its "meter". A SHA-256 follows what torch.save writes, because
-    torch.load does not notice flipped bits; it ignores the SHA.
-    """
-    buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
-    torch.save(checkpoint, buffer)
-    if path.exists():
-        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy, so that there is a checkpoint at any moment
-    write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
-
-
-def load_checkpoint(run_dir: Path, kind: str) -> dict | None:
-    """A run's checkpoint, on the CPU, or None before the first; never runs code. Raises ValueError if it is damaged."""
-    path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
-    if not path.exists():
-        return None
-    content = path.read_bytes()
-    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
-        with contextlib.suppress(Exception):  # a foreign file can fail in any way
-            checkpoint = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-            if checkpoint["kind"] == kind:
-                return checkpoint
-    command = shlex.join(["mv", str(previous), str(path)])
-    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
-    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
 
 
 # ---- the remaining time

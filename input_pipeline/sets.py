@@ -59,7 +59,8 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
     else:
         stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
         mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
-    return DataSet(train, train_target, test, test_target, list(classes), mean, std, name not in ("digits", "svhn"))
+    flip = name not in ("digits", "svhn")
+    return DataSet(train, train_target.long(), test, test_target.long(), list(classes), mean, std, flip)
 
 
 def describe(classes: list[str], mean, std, image_size: int) -> dict:

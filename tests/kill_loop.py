@@ -22,7 +22,7 @@ from PIL import Image
 from scripts import MEASURED, run, start, the_run, write_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness.runs import load_checkpoint  # noqa: E402
+from harness import checkpoints  # noqa: E402
 
 TINY = ["--image_size", 8, "--batch_size", 8, "--init_channels", 2, "--layers", 3, "--cutout", "--device", "cpu"]
 OPTIONS = {  # everything random takes part
@@ -95,7 +95,7 @@ def assert_nothing_torn(run_dir: Path, script: str, expected: Path) -> None:
     """After a kill: no torn file, no doubled, missing or half line, and nothing that the undisturbed run lacks."""
     files, wanted = read_run(run_dir), read_run(expected)
     assert set(files) <= set(wanted)
-    state = load_checkpoint(run_dir, KIND[script])  # verifies its hash
+    state = checkpoints.load(run_dir, KIND[script])  # verifies its hash
     lines, saved = files.get("metrics.jsonl", []), plain(state["metrics"]) if state else []
     assert lines == wanted["metrics.jsonl"][:len(lines)] and saved == wanted["metrics.jsonl"][:len(saved)]
     assert len(saved) - len(lines) in (0, 1)  # killed between the two files
@@ -129,7 +129,7 @@ def where(run_dir: Path | None, script: str) -> str:
         return "before the run directory was whole"
     if list(run_dir.rglob("*.tmp")):
         return "in the writing of a " + ("picture" if list(run_dir.glob("pictures/*.tmp")) else "file")
-    state = load_checkpoint(run_dir, KIND[script])
+    state = checkpoints.load(run_dir, KIND[script])
     if state is None:
         return "before the first checkpoint"
     lines = (run_dir / "metrics.jsonl").read_text().count("\n") if (run_dir / "metrics.jsonl").exists() else 0

@@ -11,7 +11,7 @@ import pytest
 from kill_loop import OPTIONS, assert_same_result, image_options, undisturbed
 from scripts import ROOT, children, epochs_done, run, start, the_run
 
-from harness.runs import load_checkpoint
+from harness import checkpoints
 
 CIFAR = "train_cifar.py"
 
@@ -39,7 +39,7 @@ def test_a_clusters_warning_saves_the_run_in_the_middle_of_its_epoch(name, optio
     line = outcome.err.splitlines()[-1]
     command = shlex.split(line.removeprefix(f"stopped by {name}; continue with: python "))
     assert command == [str(ROOT / "train_cifar.py"), "--resume", str(run_dir)]
-    assert load_checkpoint(run_dir, "eval")["epoch"] < 12
+    assert checkpoints.load(run_dir, "eval")["epoch"] < 12
     assert run(*command).code == 0
     assert_same_result(run_dir, calm)
 

@@ -13,7 +13,7 @@ FAILS = """
 import os, sys
 import torch
 import engine, utils
-from harness import runs
+from harness import checkpoints
 rank = int(os.environ["RANK"])
 def once(where, name, number, fail):
     original, calls = getattr(where, name), []
@@ -36,7 +36,7 @@ once({where})
 CAUSES = {  # where one rank fails -> what it prints
     "in a step": ('utils, "clipped_step", 2, out_of_memory', 1, "out of memory: try"),
     "in validation": ('engine, "evaluate", 1, bug', 1, "KeyError: 'a bug'"),
-    "writing a checkpoint": ('runs, "save_checkpoint", 1, disk_is_full', 0, "No space left on device"),
+    "writing a checkpoint": ('checkpoints, "save", 1, disk_is_full', 0, "No space left on device"),
     "killed": ('utils, "clipped_step", 2, killed', 1, None)}
 
 

@@ -19,9 +19,8 @@ from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start
 import train_cifar
 import train_imagenet
 import train_search
-from harness import cli
+from harness import checkpoints, cli
 from harness.log import log
-from harness.runs import load_checkpoint
 from input_pipeline.batches import batch_per_rank
 
 SEARCH, CIFAR = "train_search.py", "train_cifar.py"
@@ -166,7 +165,7 @@ def test_a_run_stopped_every_few_steps_goes_on_in_the_middle_of_its_epochs(
         run_dir = the_run(tmp_path / "stopped")
         assert_nothing_torn(run_dir, script, expected)
         where = ["--resume", run_dir]
-        stops.append(load_checkpoint(run_dir, kill_loop.KIND[script])["meter"]["steps"])
+        stops.append(checkpoints.load(run_dir, kill_loop.KIND[script])["meter"]["steps"])
     assert {1, steps} <= set(stops)  # in the training and the test of an epoch
     for done in (run_dir, expected):
         (done / "previous.pt").unlink()  # where the last stop was
@@ -323,7 +322,7 @@ def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count,
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, CIFAR, expected)
     epochs = {"genotype.json": 0, "best.pt": 0, "checkpoint.pt": count - 1, "previous.pt": 1, "metrics.jsonl": 2}
-    state = load_checkpoint(run_dir, "eval") or {"epoch": 0}
+    state = checkpoints.load(run_dir, "eval") or {"epoch": 0}
     assert state["epoch"] == epochs.get(name, 3)
     resumed(CIFAR, run_dir)
     assert_same_result(run_dir, expected)
@@ -337,7 +336,7 @@ def test_a_full_disk_stops_a_search_in_one_line_and_loses_nothing(name, copy, ru
     assert str(run_dir) in message
     assert not list(run_dir.rglob("*.tmp"))
     assert_nothing_torn(run_dir, SEARCH, expected)
-    assert len(load_checkpoint(run_dir, "search")["metrics"]) >= before
+    assert len(checkpoints.load(run_dir, "search")["metrics"]) >= before
     resumed(SEARCH, run_dir)
     assert_same_result(run_dir, expected)
 
@@ -412,7 +411,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
     run_dir = the_run(tmp_path / "runs")
     assert_nothing_torn(run_dir, script, expected)
-    state = load_checkpoint(run_dir, kill_loop.KIND[script])
+    state = checkpoints.load(run_dir, kill_loop.KIND[script])
     assert len(state["metrics"]) == 1 and epochs_done(run_dir) == 1
     for path in run_dir.glob("*.pt"):
         weights = torch.load(path, weights_only=True)

@@ -37,7 +37,7 @@ import genotypes
 import progressive
 import train_search
 from architect import Architect
-from harness.runs import load_checkpoint, save_checkpoint
+from harness import checkpoints
 from model import NetworkCIFAR
 from model_search import Network
 
@@ -417,7 +417,7 @@ def test_genotypes_json_has_the_unrestricted_cell_and_every_limit_with_sizes(und
     for edge, names in enumerate(arrays(run_dir)["stage3_normal_candidates"].tolist()):
         if "skip_connect" in names:
             state["network"]["alphas_normal"][edge, names.index("skip_connect")] = 3 + edge / 10
-    save_checkpoint(run_dir, state)
+    checkpoints.save(run_dir, state)
     resumed(run_dir)
     unrestricted, restricted = derive_from(run_dir)
     expected = [(None, unrestricted), *restricted.items()]
@@ -845,7 +845,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(stopped, tmp_path):
         damaged[position] ^= 1 << random.integers(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            assert same(load_checkpoint(tmp_path, "search"), expected), position
+            assert same(checkpoints.load(tmp_path, "search"), expected), position
         except ValueError:
             refused += 1
     assert refused == 45

@@ -1,0 +1,41 @@
+"""The checkpoint of a run: written whole or not at all, checked when it is read, and read without running code."""
+import contextlib
+import hashlib
+import io
+import shlex
+from pathlib import Path
+
+import torch
+
+from harness.files import write_file
+
+
+def save(run_dir: Path, checkpoint: dict) -> None:
+    """Write checkpoint.pt, and keep the one before it as previous.pt. Raises OSError.
+
+    One dictionary: "kind", "epoch" (the next one), "metrics", what the kind of run adds (a search "stage", "normal" and
+    "reduce", the candidates on each edge, and "alphas"; an evaluation "best_acc" and "best_epoch"), the state_dicts of
+    the run's parts by name, and mid-epoch that of its "meter". A SHA-256 follows what torch.save writes, because
+    torch.load does not notice flipped bits; it ignores the SHA.
+    """
+    buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
+    torch.save(checkpoint, buffer)
+    if path.exists():
+        write_file(run_dir / "previous.pt", path.read_bytes())  # a copy, so that there is a checkpoint at any moment
+    write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
+
+
+def load(run_dir: Path, kind: str) -> dict | None:
+    """A run's checkpoint, on the CPU, or None before the first; never runs code. Raises ValueError if it is damaged."""
+    path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+        with contextlib.suppress(Exception):  # a foreign file can fail in any way
+            checkpoint = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+            if checkpoint["kind"] == kind:
+                return checkpoint
+    command = shlex.join(["mv", str(previous), str(path)])
+    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
+    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")

@@ -62,7 +62,7 @@ class Meter:
         self.bar.update()
         if self.steps % self.report_freq == 0:
             self._report()
-        # Ranks can't agree to stop in an evaluation: one may have a batch more than another.
+        # Ranks can't agree to stop in an evaluation, where one may have one batch more.
         if self.total is not None or parallel.world_size() == 1:
             parallel.stop_if_asked()
         else:
@@ -124,7 +124,7 @@ class Best:
 
 
 def open_run(kind: str, network: nn.Module, genotype: Genotype, metadata: dict, args) -> Run:
-    """The run that trains `network`: its directory with genotype.json and data.json, and a log line on what is trained.
+    """Open the run that trains `network`: write genotype.json and data.json, and log what is trained.
 
     metadata: the dataset's, from `sets.describe`. --init_weights are loaded first. Raises OSError, ValueError.
     """
@@ -142,16 +142,15 @@ def open_run(kind: str, network: nn.Module, genotype: Genotype, metadata: dict, 
 
 def log_start(run: Run, network: nn.Module, image_size: int) -> None:
     """Log what is trained, where, and how large it is."""
-    device = network.classifier.weight.device
     small, large = (utils.count_parameters(network, auxiliary) for auxiliary in (False, True))
     plain, published = (utils.count_multiply_adds(network, image_size, published) / 1e6 for published in (False, True))
     log.info(f"{run.path}: --arch {genotypes.label(run.args.arch)} on {parallel.world_size()} x "
-             f"{utils.describe_device(device)}; {small:,} parameters, {large:,} with the auxiliary head; "
+             f"{run.device}; {small:,} parameters, {large:,} with the auxiliary head; "
              f"{plain:.1f}M multiply-adds at {image_size}x{image_size}, {published:.1f}M in the published convention")
 
 
 def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
-    """The module to train, compiled and wrapped as the options ask, and its gradient scaler; save `network` itself."""
+    """The module to train, compiled and wrapped as asked, and its gradient scaler; checkpoint `network` itself."""
     network.fast = utils.use_fast(args.fast, network.classifier.weight.device)
     parallel.broadcast(network)
     scaler = utils.set_precision(network, args.amp)
@@ -160,7 +159,7 @@ def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
         network.compile()  # in place: state_dict keys stay
     if parallel.world_size() == 1:
         return network, scaler
-    # Some cells have nodes without an output: static_graph allows their weights to have no gradient.
+    # Some cells have unused nodes: static_graph allows their weights to have no gradient.
     for p in network.parameters():
         p.register_hook(partial(_match_strides, p.stride()))
     # Buffers are broadcast once per epoch, not in each step; the argument has a new name in later versions of torch.
@@ -170,7 +169,7 @@ def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
 
 
 def _match_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
-    """The gradient with its weight's strides: DDP warns of others. Those of a 1x1 kernel are changed without a copy."""
+    """The gradient with its weight's strides, else DDP warns. For a 1x1 kernel they change without a copy."""
     return grad if grad.stride() == strides else grad.contiguous().flatten().view_as(grad)
 
 

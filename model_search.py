@@ -43,7 +43,7 @@ class MixedOp(nn.Module):
 
 
 class Cell(nn.Module):
-    """A DAG over s0 = c_{k-2}, s1 = c_{k-1} and 4 nodes, concatenated: two (B, C_prev, H, W) -> (B, 4C, H', W')."""
+    """A DAG of s0 = c_{k-2}, s1 = c_{k-1} and 4 concatenated nodes: two (B, C_prev, H, W) -> (B, 4C, H', W')."""
 
     def __init__(self, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool,
                  candidates: list[list[str]]):
@@ -59,7 +59,7 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, skip_dropout: float = 0.0) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]  # (B, C, H, W) each
         edges = iter(zip(self.cell_ops, weights))  # weights: (14, K)
-        # A node sums an edge from each state before it, so each node takes one edge more than the last.
+        # A node sums one edge per earlier state, so each takes one edge more than the node before it.
         for _ in range(NODES):
             states.append(sum(op(state, w, skip_dropout) for state, (op, w) in zip(list(states), edges)))
         return torch.cat(states[2:], dim=1)  # (B, 4C, H', W')
@@ -69,7 +69,7 @@ class Network(nn.Module):
     """The supernet of one stage, with its alphas: images (B, 3, H, W) -> logits (B, num_classes).
 
     C: initial channels. normal, reduce: the candidate names of each of the 14 edges, the same number K on every edge.
-    skip_dropout: rate of the dropout on stride-1 skip-connects; the attribute is to be updated each epoch.
+    skip_dropout: rate of the dropout on stride-1 skip-connects; update this attribute each epoch.
     stem: "cifar", or for large images "imagenet": NetworkImageNet's, which reduces H and W to an eighth.
     """
 

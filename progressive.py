@@ -92,9 +92,9 @@ def prune(candidates: list[list[str]], probs: list[list[float]], num_drop: int) 
 
 
 def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[tuple[str, int]]:
-    """A cell's genes: each edge's most probable candidate but `none`, and each node's two most probable edges."""
+    """A cell's genes: each edge's best candidate except `none`, and each node's two most probable edges."""
     best = []  # per edge: (operation, its probability)
-    # An edge's strength is the probability of its best operation; `none` can't be chosen but lowers the others.
+    # An edge's strength is its best operation's probability; `none` can't be chosen but lowers the others'.
     for names, edge_probs in zip(candidates, probs, strict=True):
         i = max((i for i, name in enumerate(names) if name != "none"), key=lambda i: edge_probs[i])
         best.append((names[i], edge_probs[i]))
@@ -110,7 +110,7 @@ def derive_cell(candidates: list[list[str]], probs: list[list[float]]) -> list[t
 
 def derive_genotype(normal: list[list[str]], normal_probs: list[list[float]],
                     reduce: list[list[str]], reduce_probs: list[list[float]]) -> Genotype:
-    """The genotype of stage 3's candidates and their probabilities (softmax over all candidates, `none` included)."""
+    """Genotype from stage 3's candidates and their probabilities (softmax over all candidates, `none` included)."""
     concat = list(range(2, 2 + NODES))
     return Genotype(derive_cell(normal, normal_probs), concat, derive_cell(reduce, reduce_probs), concat)
 
@@ -120,7 +120,7 @@ def restrict_skip_connects(normal: list[list[str]], normal_probs: list[list[floa
     """Genotypes with at most M = 8, 7, ..., 0 skip-connects in the normal cell (section 3.3), keyed by M.
 
     While there are more than M, the selected skip-connect of lowest probability is removed and the genotype derived
-    again, so another skip can be selected and edges can change. Only the M that removed one are listed.
+    again, so another skip can be selected and edges can change. Only an M that removed one is listed.
     """
     normal_probs = [list(edge_probs) for edge_probs in normal_probs]
     genotype = derive_genotype(normal, normal_probs, reduce, reduce_probs)
@@ -167,7 +167,7 @@ def _softmax(row: list[float]) -> list[float]:
 def measure_choices(probs: list[list[float]]) -> dict:
     """How decided edges are, from their probabilities, `none` included.
 
-    "entropy": of an edge's distribution, in units of log K, mean over the edges. "lead": of an edge's most probable
+    "entropy": of an edge's distribution, divided by log K, mean over the edges. "lead": of an edge's most probable
     candidate over the second, p1 / p2 - 1, median over the edges. "clear_edges": edges with a lead above CLEAR_LEAD.
     """
     entropies, leads = [], []
@@ -185,7 +185,7 @@ def near_chance(record: dict) -> bool:
 
 
 ADVICE = ("The choices are close to chance: on CIFAR the paper's search takes 3,900 alpha steps per stage. More "
-          "--epochs or more data help, or a larger --arch_learning_rate.")
+          "--epochs, more data or a larger --arch_learning_rate help.")
 
 
 def describe_choices(record: dict) -> str:

@@ -4,7 +4,7 @@ One device (CUDA, else MPS, else the CPU); the published command works unchanged
     python train_cifar.py --tmp_data_dir DIR --auxiliary --cutout --save log_path --note note_of_this_run
 Several GPUs:
     torchrun --nproc_per_node=8 train_cifar.py --tmp_data_dir DIR --auxiliary --cutout
-The cell is --arch: a published name, a genotype.json, a run directory of train_search.py, or random:SEED. Expect
+The cell is --arch: a published name, a genotype.json, a run directory of train_search.py, or random:SEED. Writes
 SAVE/eval-NOTE-TIME/ with metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 2.50% test error
 on CIFAR-10 for its cell, after 600 epochs.
 """
@@ -63,12 +63,12 @@ def main(args: Namespace) -> None:
     trained, scaler = engine.prepare(network, args)
     run.keep(network=network, optimizer=optimizer, scaler=scaler, batches=batches)
     for epoch in run.epochs_left():
-        # The learning rate decays by a cosine, and drop path grows linearly, as published.
+        # The learning rate follows a cosine and drop path grows linearly, as published.
         optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, 0.0, epoch, args.epochs)
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         record = {"epoch": epoch, "lr": lr, "drop_path_prob": network.drop_path_prob}
         meter = engine.Meter(f"epoch {epoch}", len(batches), args.report_freq, run.seconds_left)
-        with run.epoch(meter):  # a signal saves the run and the meter mid-epoch
+        with run.epoch(meter):  # on a signal, saves run and meter mid-epoch
             record |= engine.train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
             record |= engine.test(network, test_batches(), f"epoch {epoch} test")
         # The checkpoint, and best.pt if this epoch is the best so far.

@@ -4,7 +4,7 @@ One device (CUDA, else MPS, else the CPU); the published command works unchanged
     python train_imagenet.py --tmp_data_dir DIR --save log_path --auxiliary --note note_of_this_run
 Several GPUs, on one machine or several:
     torchrun --nproc_per_node=8 train_imagenet.py --tmp_data_dir DIR --auxiliary
-Images are read from DIR/imagenet/{train,val}/CLASS/* or DIR/{train,val}/CLASS/*. Expect SAVE/imagenet-NOTE-TIME/ with
+Images are read from DIR/imagenet/{train,val}/CLASS/* or DIR/{train,val}/CLASS/*. Writes SAVE/imagenet-NOTE-TIME/ with
 metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 24.4% top-1 error for its cell, after 250
 epochs.
 """

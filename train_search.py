@@ -5,7 +5,7 @@ One device (CUDA, else MPS, else the CPU); the published command works unchanged
         --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7 --note note_of_this_run
 Several GPUs:
     torchrun --nproc_per_node=8 train_search.py --tmp_data_dir DIR
-Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, which need no download. Expect
+Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, which need no download. Writes
 SAVE/search-NOTE-TIME/ with genotype.json, the cell for train_cifar.py --arch, and all measurements.
 """
 import json
@@ -30,7 +30,6 @@ from harness.files import write_file
 from harness.log import log
 from harness.runs import Run
 from input_pipeline import search_parts
-from input_pipeline.batches import batch_per_rank
 from input_pipeline.search_parts import SearchData
 from input_pipeline.sets import DATASETS
 from model import NetworkCIFAR, NetworkImageNet
@@ -51,7 +50,7 @@ def get_args_parser() -> cli.Parser:
     add("--init_channels", type=number(int, 1), default=16, help="channels of the first cell")
     add("--add_width", type=number(int, 0), action="append", help="channels added in stages 2, 3; default: 0 0")
     add("--dropout_rate", type=number(float, 0, 1), action="append",
-        help="initial skip dropout, repeated per stage; default: 0.1 0.4 0.7")
+        help="initial skip dropout, once per stage; default: 0.1 0.4 0.7")
     add("--epochs", type=number(int, 1), default=25, help="epochs per stage")
     add("--warmup_epochs", type=number(int, 0), default=10, help="first epochs of a stage, weights only")
     add("--max_skip", type=number(int, 0), default=2, help="limit M on skip-connects in the normal cell")
@@ -133,14 +132,14 @@ def main(args: Namespace) -> None:
     check_size(stages[0], source.image_size, args, device)
     run = Run.open("search", args, utils.describe_device(device), Progress())
     run.costs = progressive.epoch_costs(stages, args.epochs, args.warmup_epochs)
-    log_start(run, source, device)
+    log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
         # Each stage begins with fresh weights and fresh alphas.
         architect, training = build_stage(stage, run, source, device)
         for epoch in run.epochs_left():
             label = f"stage {stage.number} epoch {epoch}"
             meter = engine.Meter(label, len(training.train_batches), args.report_freq, run.seconds_left)
-            with run.epoch(meter):  # a signal, or a bad image, saves the run and the meter mid-epoch
+            with run.epoch(meter):  # on a signal or a bad image, saves run and meter mid-epoch
                 search_parts.seek(source, stage.number, epoch, meter.steps, args)
                 record = search_epoch(stage, epoch, architect, training, meter, args)
                 if epoch >= args.epochs - 4:  # the last 4 epochs of a stage, as published
@@ -224,7 +223,7 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
         raise ValueError(f"--stem imagenet needs images of 32x32 or more, not {image_size}x{image_size}: use "
                          "--stem cifar, or a larger --image_size")
     memory = utils.device_memory(device)
-    images = batch_per_rank(args.batch_size, parallel.world_size()) / (1 if args.amp == "off" else 2)
+    images = args.batch_size / parallel.world_size() / (1 if args.amp == "off" else 2)
     size = image_size / (8 if args.stem == "imagenet" else 1)
     needed = images * progressive.min_bytes(stage, size, args.grad_checkpoint)
     if memory is not None and needed > memory:
@@ -235,12 +234,12 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
                          f"{', '.join([*instead, 'a smaller --batch_size or --image_size'])}")
 
 
-def log_start(run: Run, source: SearchData, device: torch.device) -> None:
+def log_start(run: Run, source: SearchData) -> None:
     """Log the data, the device, and how many steps a stage takes."""
     args, steps = run.args, len(source.train_batches)
     log.info(f"{run.path}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
              f"{source.num_images[0]} training images for the weights, {source.num_images[1]} for the alphas, on "
-             f"{parallel.world_size()} x {utils.describe_device(device)}; a stage takes {args.epochs * steps} weight "
+             f"{parallel.world_size()} x {run.device}; a stage takes {args.epochs * steps} weight "
              f"steps and {(args.epochs - args.warmup_epochs) * steps} alpha steps")
 
 
@@ -271,7 +270,7 @@ def validate(network: Network, source: SearchData, label: str, record: dict) -> 
 
 
 def end_epoch(run: Run, network: Network, record: dict) -> None:
-    """Add how decided the alphas are to an epoch's record, and save the run."""
+    """Add to an epoch's record how decided the alphas are, and save the run."""
     choices = read_choices(run.state, network)
     genotype = progressive.derive_genotype(*choices)
     record |= {"skips": count_skips(genotype.normal),

@@ -30,7 +30,7 @@ def pick_device(name: str | None, deterministic: bool = False, tf32: bool = Fals
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it; filling it would cost a launch each
     torch.backends.cudnn.benchmark = not deterministic  # shapes repeat, so autotuning pays
     # Deviation from torch, whose convolutions use TF32 by default: the published code ran on a P100, which has none.
-    # By the older of torch's two interfaces, since some versions of torch.compile fail after the other was used.
+    # Set by torch's older interface, since some versions of torch.compile fail once the newer one was used.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -48,7 +48,7 @@ def pick_device(name: str | None, deterministic: bool = False, tf32: bool = Fals
 
 
 def _pick_gpu(device: torch.device) -> torch.device:
-    """This rank's GPU, before a tensor opens a context of 500 MB on GPU 0. Raises ValueError if torch can't use it."""
+    """This rank's GPU, set before tensors open a 500 MB context on GPU 0. Raises ValueError if torch can't use it."""
     if launchers.launched():
         # A launcher may show each rank only its own GPU; `init_distributed` rejects two ranks on one GPU.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -71,7 +71,7 @@ def _check_precision(device: torch.device, amp: str) -> None:
         raise ValueError(f"--amp {amp}: torch has no mixed precision on {device.type}: use --amp off")
 
 
-FAST_BY_DEFAULT = {"cpu": True, "cuda": True, "mps": True}  # benchmarks/gpu.py says which way is quicker on a device
+FAST_BY_DEFAULT = {"cpu": True, "cuda": True, "mps": True}  # benchmarks/gpu.py measures which is faster on a device
 
 
 def use_fast(choice: str, device: torch.device) -> bool:
@@ -111,7 +111,7 @@ def set_precision(network: nn.Module, amp: str) -> torch.amp.GradScaler:
 
 
 def sgd(parameters, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Fused SGD for the weights, whose momentum starts as zeros."""
+    """Fused SGD for the weights, with momentum starting at zero."""
     optimizer = torch.optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay, fused=True)
     _fill_momentum(optimizer)
     optimizer.register_load_state_dict_post_hook(_fill_momentum)  # a checkpoint may be from before the first step
@@ -119,7 +119,7 @@ def sgd(parameters, learning_rate: float, momentum: float, weight_decay: float) 
 
 
 def _fill_momentum(optimizer: torch.optim.SGD) -> None:
-    """Add the momentum buffers that are missing, of zeros: the first step is the same.
+    """Add missing momentum buffers as zeros, which leaves the first step unchanged.
 
     torch's fused step allocates them uninitialised, and never fills them if the gradient scaler skips that step.
     """
@@ -160,7 +160,7 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def free_memory() -> int | None:
-    """The memory in bytes that this process can still use, by Linux and the container's limit; None if unknown."""
+    """Bytes that this process can still use, according to Linux and the container's limit; None if unknown."""
     known = []
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -42,7 +42,7 @@ class States:
 
 
 def project(op: ReLUConvBN | FactorizedReduce, x: Tensor) -> tuple:
-    """Apply `op` to x, which is after its ReLU -> arguments of BatchStats.record: batch norms, output, mean, invstd."""
+    """Apply `op` to an already rectified x -> arguments of BatchStats.record: batch norms, output, mean, invstd."""
     if isinstance(op, FactorizedReduce):
         pixels, shifted = alternate_pixels(x)
         return [[op.bn]], *normalise(torch.cat([op.conv_1(pixels), op.conv_2(shifted)], dim=1))
@@ -64,7 +64,7 @@ def apply_single(branch: Branch, states: States, skip_dropout: float, stats: Bat
         return dropout(x, skip_dropout)
     if isinstance(op, FactorizedReduce):
         return stats.record(*project(op, states.relus[branch.state]))
-    if not branch.pool_norms:  # an operation unknown here: by its definition
+    if not branch.pool_norms:  # unknown here: applied as it is
         return op(x)
     pool = branch.state, branch.primitive
     if pool not in states.pools:
@@ -121,7 +121,7 @@ class FastCell:
 
     def mix(self, s0: Tensor, s1: Tensor, group_weights: Tensor, single_weights: Tensor, skip_dropout: float,
             stats: BatchStats, return_relus: bool = True) -> tuple[Tensor, ...]:
-        """The 4 nodes, (B, C, H', W') each, or their ReLUs; s0, s1 are after their ReLU.
+        """The 4 nodes, (B, C, H', W') each, or their ReLUs; s0, s1 are rectified.
 
         Example: stage 1, B=96, C=16, 32x32 pixels, on a CPU (groups of 2). Node 0 of a normal cell sums 5 parts:
           6 singles (max pool, avg pool, skip-connect of s0, and of s1), 6 x (96, 16, 32, 32)
@@ -157,7 +157,7 @@ class FastCell:
                          skip_dropout: float, stats: BatchStats) -> Tensor:
         """The cell's output (B, 4C, H', W') with activation checkpointing: saves only s0 and s1, recomputes the rest.
 
-        s0, s1 and the output are before their ReLUs: each is one tensor that the neighbouring cells save, too.
+        s0, s1 and the output are not rectified: each is one tensor that the neighbouring cells save, too.
         """
         random_state = pixels.random_module(s0.device).get_rng_state() if skip_dropout > 0 else None
 
@@ -180,7 +180,7 @@ def fast_cells(network: nn.Module) -> list[FastCell]:
     """The network's cells, prepared for its device at their first use."""
     device = network.alphas_normal.device
     if network not in _fast_cells or _fast_cells[network][0].weight_order.device != device:
-        # Branches side by side: more would overflow a CPU's cache; a GPU needs few launches.
+        # Branches per group: more would overflow a CPU's cache; a GPU needs few launches.
         _fast_cells[network], limit = [], 2 if pixels.on_cpu(network.alphas_normal) else 4
         for cell in network.cells:
             limit = 2 * limit if cell.reduction else limit
@@ -213,7 +213,7 @@ def mix_cells(network: nn.Module, s0: Tensor, s1: Tensor, weights: list[Tensor])
 
 
 def compile_cells(network: nn.Module) -> None:
-    """Compile each cell by itself, after forgetting earlier networks: cells of one shape share their graphs."""
+    """Compile each cell separately, after a reset: cells of one shape share their graphs."""
     torch.compiler.reset()
     # Per shape of a cell: two kinds of step, each with a recomputation, and a dropout rate that turns out to vary.
     torch._dynamo.config.recompile_limit = 8 * len(network.cells)

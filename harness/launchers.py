@@ -49,7 +49,7 @@ def _translate_srun() -> None:
 
 
 def _first_host() -> str:
-    """The machine of the first task of a step; that from which srun was called may differ, so it is the last choice."""
+    """The machine of a step's first task; srun may be called from another, so that one is the last choice."""
     if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
         return "127.0.0.1"
     for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"):

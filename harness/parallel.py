@@ -61,7 +61,7 @@ def _check_gpus(gpu: tuple[str, str] | None) -> None:
 
 
 def leave(together: bool) -> None:
-    """Leave the other ranks, if there are any; if this one fails alone, at once, because they may be waiting for it.
+    """Leave the other ranks, if any; at once if this one fails alone, because they may be waiting for it.
 
     With NCCL, destroying the process group waits for collectives that a failed rank never joins.
     """
@@ -188,7 +188,7 @@ def catch_signals() -> None:
     for number in SIGNALS:
         signal.signal(number, remember)
     if dist.is_initialized() and not _wakeup:
-        # In a collective no Python handler runs. A thread learns of the signal, by way of a socket.
+        # No Python handler runs in a collective: a thread learns of the signal by a socket.
         _wakeup = socket.socketpair()
         _wakeup[1].setblocking(False)
         signal.set_wakeup_fd(_wakeup[1].fileno(), warn_on_full_buffer=False)
@@ -207,7 +207,7 @@ def _exit_if_stuck() -> None:
 
 
 def note_step() -> None:
-    """Tell the watch over a rank that has received a signal that it is not stuck."""
+    """Tell `_exit_if_stuck` that this rank is not stuck."""
     global _last_step
     _last_step = max(_last_step, time.monotonic())
 
@@ -245,7 +245,7 @@ def _stop_together(asked: tuple[int, str] | None) -> None:
 
 
 def in_step(batches, fixable: type[Exception]):
-    """Yield the batches, equally many on each rank; if one rank can't read its next batch, all raise Stopped."""
+    """Yield the batches, the same number on each rank; if one can't read its next batch, all raise Stopped."""
     batches = iter(batches)
     while True:
         batch = error = None

@@ -1,4 +1,4 @@
-"""What a run wrote, read again: its options, metrics, alphas, and the cell that it trains. Without torch."""
+"""Read back what a run wrote: its options, metrics, alphas, and the cell that it trains. Without torch."""
 import json
 from argparse import Namespace
 from pathlib import Path

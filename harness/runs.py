@@ -1,4 +1,4 @@
-"""A run: its directory, its options, how far it is, and the checkpoint from which it is resumed."""
+"""A run: its directory, its options, its progress, and the checkpoint from which it is resumed."""
 import contextlib
 import importlib.metadata
 import io
@@ -27,7 +27,7 @@ class Run:
     """A run that saves itself: after each epoch, and mid-epoch when a signal or a bad image stops it.
 
     path: its directory. next_epoch: counted from 0 (in a search, within its stage). metrics: the records of all epochs.
-    state: what a kind of run adds, a dataclass. parts: what else a checkpoint holds, by name, see `keep`. costs: the
+    state: a dataclass of what its kind adds. parts: what else a checkpoint holds, by name, see `keep`. costs: the
     relative cost of each epoch, from which the remaining time is estimated.
     """
 
@@ -42,10 +42,10 @@ class Run:
         if parallel.rank() == 0:
             log_to_file(path / "log.txt")
         parallel.catch_signals()
-        return cls(kind, path, args, state)
+        return cls(kind, path, args, device, state)
 
-    def __init__(self, kind: str, path: Path, args: Namespace, state):
-        self.kind, self.path, self.args, self.state = kind, path, args, state
+    def __init__(self, kind: str, path: Path, args: Namespace, device: str, state):
+        self.kind, self.path, self.args, self.device, self.state = kind, path, args, device, state
         self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, [1.0] * args.epochs
         self._saved = checkpoints.load(path, kind) or {}  # the states of the parts, until `keep` restores them
         if self._saved:
@@ -126,7 +126,7 @@ class Run:
 # ---- the remaining time
 
 def seconds_left(costs: list[float], seconds: list[float], fraction: float = 0.0, elapsed: float = 0.0) -> float:
-    """Seconds that the rest of a run will take, at the pace of its last 5 epochs, or of its first one so far.
+    """Seconds that a run will still take, at the pace of its last 5 epochs or, in its first, the pace so far.
 
     costs: the relative cost of each epoch of the run. seconds: the time that each finished epoch took. `fraction` of
     the current epoch took `elapsed` seconds.

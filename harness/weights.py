@@ -104,7 +104,7 @@ def save(path: Path, network: nn.Module) -> None:
 
 
 def check_finite(network: nn.Module, label: str) -> None:
-    """Raise ValueError if the weights are not finite: no loss has shown the effect of an epoch's last step yet."""
+    """Raise ValueError if the weights are not finite: the losses do not yet show an epoch's last step."""
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise ValueError(f"the weights are not finite after {label}: lower --learning_rate or use --amp off; the last "
                          "checkpoint is kept")
@@ -153,7 +153,7 @@ def _mismatch(differing: set[str], found: dict, own: dict) -> str:
 
 
 def _are_usable(value: Tensor, own: Tensor) -> bool:
-    """Whether these numbers can replace a network's own: dense, finite, and floats if those are; quantized are not."""
+    """Whether these numbers can replace a network's own: dense, finite, and floats if those are; not quantized."""
     if value.layout != torch.strided or value.is_nested or value.is_meta:
         return False
     return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()

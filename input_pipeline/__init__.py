@@ -1,6 +1,6 @@
 """From files to batches on the device: datasets by name, folders of images, batches in memory and streamed ones.
 
-It is independent of networks. Functions import torchvision when they need it, because it loads all of its models.
+It is independent of networks. Functions import torchvision only when needed, since that loads all of its models.
 """
 from input_pipeline.sets import DataSet, load
 

@@ -66,7 +66,7 @@ class Batches:
         self.batch_size, self.flip, self.device, self.cutout = batch_size, dataset.flip, device, cutout
         self.normalisation = normalisation(dataset, device)
         self.rank, self.world_size = rank, world_size
-        # Deviation: a last batch of less than two images per rank is dropped, batch norm cannot train on it.
+        # Deviation: drop a last batch of fewer than 2 images per rank, as batch norm can't train on it.
         self.steps = len(images) // batch_size + (len(images) % batch_size // world_size >= 2)
         if not self.steps:
             raise ValueError(f"{len(images)} images are too few to train on with {world_size} rank(s): add images")
@@ -134,7 +134,7 @@ class Batches:
         return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
 
     def load_state_dict(self, state: dict):
-        """Resume exactly where `state` was saved. Raises ValueError if it is of another number of images."""
+        """Resume exactly where `state` was saved. Raises ValueError if the number of images differs."""
         if len(state["order"]) != len(self.order):
             raise ValueError(f"the saved run had {len(state['order'])} images, not {len(self.order)}: use its data")
         self.generator.set_state(state["generator"].cpu())

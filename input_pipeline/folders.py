@@ -17,7 +17,7 @@ from harness.log import log
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # Files that file managers and archivers leave behind, besides those whose names begin with a dot.
 LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
-# Pillow warns of what it also raises an error for, and of large images or odd metadata, which are harmless here.
+# Pillow also warns where it raises an error, and of large images or odd metadata, which are harmless here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -108,7 +108,7 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
     if unknown:
         also = f" and lacks {_first_five(missing)}" if missing else ""
         raise ValueError(f"{val} has {len(unknown)} class(es) that {train} lacks: {_first_five(unknown)}{also}: make "
-                         "the names equal, or remove them")
+                         "the names match, or remove them")
     folders = [Folder(folder, _samples(folder, classes), classes) for folder in (train, val)]
     for folder, names in zip(folders, (classes, val_classes)):
         if empty := set(names) - {classes[label] for _, label in folder.samples}:
@@ -237,5 +237,5 @@ def check_memory(needed: int, size: int) -> None:
     """Raise ValueError if `needed` bytes of images exceed the free memory, as far as the system reports it."""
     free = utils.free_memory()
     if free is not None and needed > free:
-        raise ValueError(f"the images need {needed / 2 ** 30:.1f} GiB of memory at {size}x{size}, and "
+        raise ValueError(f"the images need {needed / 2 ** 30:.1f} GiB of memory at {size}x{size}, but "
                          f"{free / 2 ** 30:.1f} GiB are free: use a smaller --image_size, or fewer images")

@@ -107,7 +107,7 @@ def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int
             world_size: int = 1, training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
     """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
 
-    `batch_size` is global, over all ranks. Without `training` there is no training loader, and any number is allowed.
+    `batch_size` is global, over all ranks. Without `training` there is no training loader, and any size is allowed.
     Raises as `image_folders` and `batch_per_rank`; ImageError names a bad file.
     """
     if training:
@@ -154,7 +154,7 @@ def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int
 
 
 def _workers(workers: int, device) -> dict:
-    # A separate generator: a loader uses it when it starts, more often in a resumed run than in an uninterrupted one.
+    # A separate generator: a loader draws from it at each start, and a resumed run has more starts.
     return {"num_workers": workers, "prefetch_factor": 4 if workers else None, "generator": torch.Generator(),
             "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": outlive_signals}
 

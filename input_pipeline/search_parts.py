@@ -28,7 +28,7 @@ class SearchData(NamedTuple):
 class FileBatches:
     """Shuffled batches of augmented image files, streamed: like Batches, but positioned by `seek`.
 
-    An image depends only on the seed, the pass and its index, whatever the workers. Yields (B, 3, S, S) float32 and
+    An image depends only on the seed, the pass and its index, not on the workers. Yields (B, 3, S, S) float32 and
     (B,); `batch_size` is global, over all ranks. ImageError names a bad file.
     """
 
@@ -149,7 +149,7 @@ def stratified_split(samples: Samples, classes: list[str], train_portion: float,
                      seed: int) -> tuple[Samples, Samples]:
     """Two disjoint stratified subsets, sampled with `seed`; if valid_portion is None, the second is the rest.
 
-    Raises ValueError if a class gets no image in either.
+    Raises ValueError if one of them lacks a class.
     """
     random, splits, of_class = np.random.default_rng(seed), ([], []), [[] for _ in classes]
     for sample in samples:

@@ -60,7 +60,7 @@ def test_learning_rate_and_drop_path_follow_the_formulas_in_all_600_epochs(monke
     for name in ("log_start", "train_one_epoch", "test", "report"):
         monkeypatch.setattr(engine, name, lambda *args: {})
     monkeypatch.setattr(engine, "end_epoch", end_epoch)
-    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, device, state))
     monkeypatch.setattr("sys.argv", ["train_cifar.py", "--init_channels", "2", "--layers", "1", "--device", "cpu"])
     train_cifar.main(train_cifar.parse_args())
     assert rows == [pytest.approx((0.025 * (1 + math.cos(math.pi * e / 600)) / 2, 0.3 * e / 600), abs=1e-15)

@@ -156,7 +156,7 @@ def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
     monkeypatch.setattr(train_imagenet, "NetworkImageNet", Constant)
     monkeypatch.setattr(engine, "log_start", lambda *args: None)
     monkeypatch.setattr(engine, "draw_run", lambda *args: None)
-    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, device, state))
     args = options(monkeypatch, *words.split(), *ONCE, "--learning_rate", 0, "--tmp_data_dir", tmp_path,
                    *(["--auxiliary", "--image_size", "193"] if auxiliary else []))
     train_imagenet.main(args)
@@ -174,7 +174,7 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
     rows = []
     for name in ("log_start", "train_one_epoch", "test", "report"):
         monkeypatch.setattr(engine, name, lambda *args, **kwargs: {})
-    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, state))
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, device, state))
     monkeypatch.setattr(engine, "end_epoch", lambda run, network, record: rows.append(
         (network.drop_path_prob, record["drop_path_prob"], run.parts["optimizer"].param_groups[0]["lr"])))
     args = options(monkeypatch, *TINY, "--tmp_data_dir", tmp_path, "--drop_path_prob", 0.2, "--workers", 0)

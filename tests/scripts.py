@@ -1,9 +1,12 @@
 """Run the scripts as a person runs them: processes of their own, with one thread, judged by what they leave behind.
 
-A script takes seconds to import torch and more to draw its pictures, and the tests run dozens. So `start` and `run`
-fork them from a server that has imported it, and save sketches; `run_fresh` starts an interpreter, as a shell does.
+A script takes seconds to import torch and more to draw its figures, and the tests run hundreds. So `start` and `run`
+fork them from a server that has imported it (preloaded.py), and save sketches of figures; `run_fresh` starts an
+interpreter, as a shell does.
     python tests/scripts.py SCRIPT OPTIONS...  # what other programs start with sketches
 """
+import copy
+import functools
 import json
 import multiprocessing
 import os
@@ -14,17 +17,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import utils  # noqa: E402
+from reporting import cells  # noqa: E402
+
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")  # what no two runs have in common
 os.environ["OMP_NUM_THREADS"] = "1"  # before the server starts
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["train_search", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"])
+processes.set_forkserver_preload(["tests.preloaded"])
 
 
 class Outcome(NamedTuple):
@@ -37,10 +47,11 @@ class Outcome(NamedTuple):
 class Script:
     """A running script; `pid` is its process."""
 
-    def __init__(self, script, *options, cwd=None, env=None):
+    def __init__(self, script, *options, cwd=None, env=None, change=None):
         self.folder = tempfile.TemporaryDirectory()
         argv = [str(ROOT / script), *map(str, options)]
-        self.process = processes.Process(target=_become, args=(argv, self.folder.name, str(cwd or ROOT), env or {}))
+        self.process = processes.Process(target=_become, args=(argv, self.folder.name, str(cwd or ROOT), env or {},
+                                                               change or sketches))
         self.process.start()
         self.pid = self.process.pid
 
@@ -68,21 +79,59 @@ class Script:
             time.sleep(0.002)
 
 
-def _become(argv: list[str], folder: str, cwd: str, env: dict) -> None:
-    """In the new process: be `python argv...` in `cwd`, printing to files."""
+def _become(argv: list[str], folder: str, cwd: str, env: dict, change) -> None:
+    """In the new process: be `python argv...` in `cwd`, after a `change`, printing to files."""
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
     os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # the default: the tests' would import torch anew in each worker
+    change()
     be(argv)
 
 
 def be(argv: list[str]) -> None:
-    """Be `python argv...`, with sketches for pictures."""
+    """Be `python argv...`."""
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))  # as an interpreter does
-    Figure.savefig = sketch
     runpy.run_path(argv[0], run_name="__main__")
+
+
+# ---- what is changed in a process before it is a script
+
+def sketches() -> None:
+    """A figure is a dot and the numbers of its lines; a network's size is counted quickly."""
+    figures()
+    Figure.subplots, Figure.add_axes = subplots, add_axes
+    cells.arrange = lambda edges: {point: 0.0 for _, points in edges for point in points}
+
+
+def figures() -> None:
+    """The same, but a figure has all that matplotlib makes of it, except pixels."""
+    Figure.savefig = sketch
+    count_quickly()
+
+
+def forget() -> None:
+    """No module of this repository is imported, and none can be: the program is somebody's."""
+    def ours(path):
+        return path and Path(path).is_relative_to(ROOT) and "site-packages" not in path
+
+    sys.path[:] = [path for path in sys.path if not ours(path)]
+    for name, module in list(sys.modules.items()):
+        if ours(getattr(module, "__file__", None)):
+            del sys.modules[name]
+
+
+def count_quickly() -> None:
+    """Make the size of a network on meta without what it does not depend on: initial values, a copy."""
+    def without_values(layer, reset):
+        return torch.empty(0).is_meta or reset(layer)
+
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):
+        layer.reset_parameters = functools.partialmethod(without_values, layer.reset_parameters)
+    utils.copy = SimpleNamespace(deepcopy=lambda network: network if next(network.parameters()).is_meta else
+                                 copy.deepcopy(network))
 
 
 def sketch(figure, file, format, **options) -> None:
@@ -90,8 +139,40 @@ def sketch(figure, file, format, **options) -> None:
     if format == "png":
         Image.new("L", (1, 1)).save(file, "PNG")
     else:
-        lines = [line.get_xydata().tolist() for ax in figure.axes for line in ax.lines]
+        panels = getattr(figure, "panels", figure.axes)
+        lines = [np.asarray(line.get_xydata()).tolist() for panel in panels for line in panel.lines]
         file.write(f"<svg>{lines}</svg>".encode())
+
+
+class Panel:
+    """In the place of axes, of which matplotlib makes dozens for a run: the lines, and nothing of all else."""
+
+    def __init__(self):
+        self.lines = []
+
+    def plot(self, x, y, *form, **style):
+        xy = np.column_stack(np.broadcast_arrays(np.atleast_1d(x), np.atleast_1d(y)))
+        self.lines.append(SimpleNamespace(get_xydata=lambda: xy.astype(float)))
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # it is no array
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args, **options):
+        return self
+
+
+def add_axes(figure, *args, **options) -> Panel:
+    figure.panels = [*getattr(figure, "panels", []), panel := Panel()]
+    return panel
+
+
+def subplots(figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
+    panels = np.empty((rows, columns), object)
+    for place in np.ndindex(rows, columns):
+        panels[place] = add_axes(figure)
+    return panels.squeeze()
 
 
 BEHIND = """
@@ -109,14 +190,14 @@ def behind(code: str, folder: Path) -> Path:
     return folder / "behind.py"
 
 
-def start(script, *options, cwd=None, env=None) -> Script:
-    """Start `script` (a name in the repository, or a path) with these options."""
-    return Script(script, *options, cwd=cwd, env=env)
+def start(script, *options, cwd=None, env=None, change=None) -> Script:
+    """Start `script` (a name in the repository, or a path) with these options, after a `change`: sketches, if None."""
+    return Script(script, *options, cwd=cwd, env=env, change=change)
 
 
-def run(script, *options, cwd=None, env=None, timeout: float = 100) -> Outcome:
+def run(script, *options, cwd=None, env=None, change=None, timeout: float = 100) -> Outcome:
     """The same to its end."""
-    return start(script, *options, cwd=cwd, env=env).wait(timeout)
+    return start(script, *options, cwd=cwd, env=env, change=change).wait(timeout)
 
 
 def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
@@ -195,5 +276,5 @@ def error_line(outcome: Outcome, code: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sketches()
     be(sys.argv[1:])

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from kill_loop import OPTIONS, assert_same_result, image_options, undisturbed
+from kill_loop import OPTIONS, assert_same_result
 from scripts import ROOT, children, epochs_done, run, start, the_run
 
 from harness import checkpoints
@@ -17,19 +17,13 @@ CIFAR = "train_cifar.py"
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    """A small training."""
-    return [*OPTIONS[CIFAR], *image_options(tmp_path_factory.mktemp("data") / "images")]
-
-
-@pytest.fixture(scope="module")
-def calm(options, tmp_path_factory):
-    """The same, which nobody stopped."""
-    return undisturbed(CIFAR, options, tmp_path_factory.mktemp("undisturbed"))
+def options(data):
+    """Those of `training`."""
+    return [*OPTIONS[CIFAR], *data]
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_clusters_warning_saves_the_run_in_the_middle_of_its_epoch(name, options, calm, tmp_path):
+def test_a_clusters_warning_saves_the_run_in_the_middle_of_its_epoch(name, options, training, tmp_path):
     number = signal.Signals[name]
     process = start(CIFAR, *options, "--save", tmp_path)
     process.wait_until(lambda: any(tmp_path.iterdir()) and epochs_done(the_run(tmp_path)) >= 1)
@@ -41,7 +35,7 @@ def test_a_clusters_warning_saves_the_run_in_the_middle_of_its_epoch(name, optio
     assert command == [str(ROOT / "train_cifar.py"), "--resume", str(run_dir)]
     assert checkpoints.load(run_dir, "eval")["epoch"] < 12
     assert run(*command).code == 0
-    assert_same_result(run_dir, calm)
+    assert_same_result(run_dir, training)
 
 
 def job_script(folder, options):
@@ -61,7 +55,7 @@ def job_script(folder, options):
 
 
 @pytest.mark.slow
-def test_the_job_script_is_requeued_and_goes_on_by_itself(options, calm, tmp_path):
+def test_the_job_script_is_requeued_and_goes_on_by_itself(options, training, tmp_path):
     job, save = job_script(tmp_path, options), tmp_path / "runs" / "4711"
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711",
                                 "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "OMP_NUM_THREADS": "1"}
@@ -82,4 +76,4 @@ def test_the_job_script_is_requeued_and_goes_on_by_itself(options, calm, tmp_pat
     _, stderr = batch.communicate(timeout=100)
     assert batch.returncode == 0, stderr
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"  # finished: not again
-    assert_same_result(the_run(save), calm)
+    assert_same_result(the_run(save), training)

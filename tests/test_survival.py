@@ -42,24 +42,6 @@ finally:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The options that name a small image folder."""
-    return kill_loop.image_options(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def search(data, tmp_path_factory):
-    """A search that nobody stopped."""
-    return kill_loop.undisturbed(SEARCH, [*OPTIONS[SEARCH], *data], tmp_path_factory.mktemp("search"))
-
-
-@pytest.fixture(scope="module")
-def training(data, tmp_path_factory):
-    """A training that nobody stopped."""
-    return kill_loop.undisturbed(CIFAR, [*OPTIONS[CIFAR], *data], tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
 def stopped(data, search, training, tmp_path_factory):
     """script -> (a run stopped shortly before its end, what it comes to)."""
     runs = {}
@@ -404,9 +386,9 @@ F.cross_entropy = cross_entropy
     (SEARCH, 2, "stage 1 epoch 1"), (SEARCH, 3, "stage 1 epoch 1"), (CIFAR, 4, "epoch 1"), (CIFAR, 5, "epoch 1"),
     (CIFAR, 6, "epoch 1")], ids=["alphas", "last of a search's epoch", "first", "second", "last of an epoch"])
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-        script, nth, place, data, request, run_as, tmp_path):
-    expected = request.getfixturevalue("search" if script == SEARCH else "training")
-    outcome = run_as(NAN, [nth], script, *OPTIONS[script], *data, "--save", tmp_path / "runs")
+        script, nth, place, data, search, short_training, run_as, tmp_path):
+    options, expected = short_training if script == CIFAR else ([*OPTIONS[SEARCH], *data], search)
+    outcome = run_as(NAN, [nth], script, *options, "--save", tmp_path / "runs")
     message = one_line(outcome)
     assert re.search(rf"finite.* {place}\b", message) and "--learning_rate" in message and "checkpoint" in message
     run_dir = the_run(tmp_path / "runs")

@@ -18,6 +18,7 @@ from scripts import (
     behind,
     epochs_done,
     error_line,
+    figures,
     metrics,
     run,
     snapshot,
@@ -329,7 +330,8 @@ def stopped(images, tmp_path_factory):
 def digits(tmp_path_factory):
     """Three epochs on digits: the run directory and how it ended."""
     save = tmp_path_factory.mktemp("digits")
-    outcome = run("train_cifar.py", *TINY, "--epochs", 3, "--batch_size", 325, "--report_freq", 2, "--save", save)
+    outcome = run("train_cifar.py", *TINY, "--epochs", 3, "--batch_size", 325, "--report_freq", 2, "--save", save,
+                  change=figures)
     assert outcome.code == 0, outcome
     return the_run(save), outcome
 

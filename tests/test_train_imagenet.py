@@ -17,11 +17,11 @@ from PIL import Image
 from scripts import (
     MEASURED,
     ROOT,
-    behind,
     by_hand,
     children,
     epochs_done,
     error_line,
+    figures,
     metrics,
     run,
     snapshot,
@@ -38,6 +38,7 @@ import utils
 from harness.runs import Run
 from model import NetworkImageNet
 
+SCRIPT = "train_imagenet.py"
 EPOCHS = 6  # the linear schedule needs more than 5
 CLASSES = ("ant", "bee", "cow")
 TINY = shlex.split("--init_channels 4 --layers 3 --image_size 32 --device cpu")
@@ -51,7 +52,7 @@ MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :
 
 def options(monkeypatch, *words):
     """The command line, parsed as the script does it."""
-    monkeypatch.setattr("sys.argv", ["train_imagenet.py", "--tmp_data_dir", "DIR", *map(str, words)])
+    monkeypatch.setattr("sys.argv", [SCRIPT, "--tmp_data_dir", "DIR", *map(str, words)])
     return train_imagenet.parse_args()
 
 
@@ -185,18 +186,6 @@ def test_the_drop_path_probability_rises_linearly_if_it_is_not_zero(monkeypatch,
 
 # ---- what runs start from
 
-AS_FROM_A_SHELL = """
-import multiprocessing
-multiprocessing.set_start_method(None, force=True)  # not the tests' way: workers would import torch anew
-"""
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    """train_imagenet.py where its workers start as they do from a shell: what precedes the options."""
-    return [behind(AS_FROM_A_SHELL, tmp_path_factory.mktemp("script")), ROOT / "train_imagenet.py"]
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """ROOT/imagenet/{train,val}: 3 classes of 4 (one of 5) images to train and 2 to validate."""
@@ -215,20 +204,20 @@ def options_for(images, save, workers=0):
 def undisturbed(images, tmp_path_factory):
     """A run on images(), without workers, that nobody stopped: its run directory and how it ended."""
     save = tmp_path_factory.mktemp("undisturbed")
-    outcome = run("train_imagenet.py", *options_for(images, save), "--note", "calm")
+    outcome = run(SCRIPT, *options_for(images, save), "--note", "calm", change=figures)
     assert outcome.code == 0, outcome
     return the_run(save), outcome
 
 
 @pytest.fixture(scope="module")
-def stopped(script, images, tmp_path_factory):
+def stopped(images, tmp_path_factory):
     """The same run with two workers, stopped by SIGTERM."""
-    return stop(script, images, tmp_path_factory.mktemp("stopped"), signal.SIGTERM)
+    return stop(images, tmp_path_factory.mktemp("stopped"), signal.SIGTERM)
 
 
-def stop(script, images, save, number):
+def stop(images, save, number):
     """A run with two workers, stopped by a signal, to them too, after its first epoch: its directory and its end."""
-    process = start(*script, *options_for(images, save, workers=2))
+    process = start(SCRIPT, *options_for(images, save, workers=2))
     process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 1)
     workers = children(process.pid)
     assert len(workers) >= 2
@@ -291,9 +280,9 @@ def test_the_log_names_device_and_sizes_and_the_last_lines_last_and_best_accurac
     assert f"last {accuracies[-1]:.2f}%" in last_lines and f"best {max(accuracies):.2f}%" in last_lines
 
 
-def evaluated(script, images, path, *words):
+def evaluated(images, path, *words):
     """What `--eval --weights path` prints: top-1, top-5, loss."""
-    outcome = run(*script, *TINY, *words, "--tmp_data_dir", images, "--eval", "--weights", path,
+    outcome = run(SCRIPT, *TINY, *words, "--tmp_data_dir", images, "--eval", "--weights", path,
                   "--save", path.parent / "none")
     assert outcome.code == 0, outcome
     assert not (path.parent / "none").exists()
@@ -301,16 +290,16 @@ def evaluated(script, images, path, *words):
     return re.findall(r"\d+\.\d+", line)
 
 
-def test_eval_of_the_weights_reports_the_accuracy_of_the_run(script, images, undisturbed, tmp_path):
+def test_eval_of_the_weights_reports_the_accuracy_of_the_run(images, undisturbed, tmp_path):
     run_dir, _ = undisturbed
     records = metrics(run_dir)
     best = max(records, key=lambda record: record["test_acc"])  # the first of equal ones
     last, best = ([f"{record['test_acc']:.2f}", f"{record['test_acc_top5']:.2f}", f"{record['test_loss']:.4f}"]
                   for record in (records[-1], best))
-    assert evaluated(script, images, run_dir / "weights.pt", "--workers", 0) == last
+    assert evaluated(images, run_dir / "weights.pt", "--workers", 0) == last
     state = {f"module.{name}": value for name, value in weights(run_dir / "best.pt").items()}
     torch.save({"state_dict": state, "epoch": 250}, tmp_path / "theirs.pth.tar")
-    theirs = evaluated(script, images / "imagenet", tmp_path / "theirs.pth.tar", "--batch_size", 5, "--workers", 2)
+    theirs = evaluated(images / "imagenet", tmp_path / "theirs.pth.tar", "--batch_size", 5, "--workers", 2)
     assert theirs == best
 
 
@@ -322,10 +311,10 @@ def test_eval_refuses_weights_of_another_class_count(images, tmp_path):
 
 # ---- other ways to train
 
-def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_224x224(script, tmp_path):
+def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_224x224(tmp_path):
     write_images(tmp_path / "DIR", train=1, val=1)  # without a folder `imagenet`
     published = "--tmp_data_dir DIR --save log_path --auxiliary --note note_of_this_run"
-    outcome = run(*script, *shlex.split(published), "--init_channels", 4, "--layers", 3, "--epochs", 1,
+    outcome = run(SCRIPT, *shlex.split(published), "--init_channels", 4, "--layers", 3, "--epochs", 1,
                   "--lr_scheduler", "cosine", "--device", "cpu", "--workers", 1, cwd=tmp_path)
     assert outcome.code == 0, outcome
     run_dir = the_run(tmp_path / "log_path")
@@ -337,7 +326,7 @@ def test_the_published_command_works_word_for_word_with_the_auxiliary_head_at_22
 
 
 def test_cosine_bf16_and_another_cell_reach_the_run(images, tmp_path):
-    outcome = run("train_imagenet.py", *ONCE, *shlex.split(
+    outcome = run(SCRIPT, *ONCE, *shlex.split(
         "--arch random:1 --amp bf16 --epochs 2 --learning_rate 0.3 --batch_size 300 --momentum 0.8 --weight_decay 1e-4 "
         "--grad_clip 4 --label_smooth 0.2 --auxiliary_weight 0.5"), "--tmp_data_dir", images, "--save", tmp_path)
     assert outcome.code == 0, outcome
@@ -362,28 +351,28 @@ def continuation(outcome, code=143):
     return command[1:]
 
 
-def test_sigterm_ends_a_run_with_workers_with_status_143_and_a_command_that_continues_it(script, stopped, undisturbed):
+def test_sigterm_ends_a_run_with_workers_with_status_143_and_a_command_that_continues_it(stopped, undisturbed):
     run_dir, outcome = stopped
     assert epochs_done(run_dir) < EPOCHS and not (run_dir / "weights.pt").exists()
     command = continuation(outcome)
     assert command[-2:] == ["--resume", str(run_dir)]
-    outcome = run(script[0], *command)  # as it stands, nothing added
+    outcome = run(*command)  # as it stands, nothing added
     assert outcome.code == 0, outcome
     assert_same_result(run_dir, undisturbed[0])  # whose images were read without workers
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_clusters_warning_to_all_processes_ends_a_run_likewise(name, script, images, undisturbed, tmp_path):
+def test_a_clusters_warning_to_all_processes_ends_a_run_likewise(name, images, undisturbed, tmp_path):
     number = signal.Signals[name]
-    run_dir, outcome = stop(script, images, tmp_path, number)
+    run_dir, outcome = stop(images, tmp_path, number)
     command = continuation(outcome, 128 + number)
     assert epochs_done(run_dir) < EPOCHS and f"stopped by {name}" in outcome.err
-    assert run(script[0], *command).code == 0
+    assert run(*command).code == 0
     assert_same_result(run_dir, undisturbed[0])
 
 
-def test_a_run_killed_at_any_moment_continues_to_the_same_result(script, images, undisturbed, tmp_path):
-    process = start(*script, *options_for(images, tmp_path))
+def test_a_run_killed_at_any_moment_continues_to_the_same_result(images, undisturbed, tmp_path):
+    process = start(SCRIPT, *options_for(images, tmp_path))
     process.wait_until(lambda: list(tmp_path.glob("*/args.json")))  # before there is anything to continue from
     for lines, seconds, workers in [(0, 0, 2), (1, 0.02, 0), (3, 0.01, 0)]:  # lines in metrics.jsonl, seconds after
         process.wait_until(lambda: epochs_done(the_run(tmp_path)) >= lines)  # noqa: B023
@@ -392,7 +381,7 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_result(script, images,
         assert process.wait().code == -signal.SIGKILL
         done = epochs_done(the_run(tmp_path))
         assert not done or metrics(the_run(tmp_path)) == metrics(undisturbed[0])[:done]
-        process = start(*script, "--tmp_data_dir", images, "--resume", the_run(tmp_path), "--workers", workers)
+        process = start(SCRIPT, "--tmp_data_dir", images, "--resume", the_run(tmp_path), "--workers", workers)
     outcome = process.wait()
     assert outcome.code == 0, outcome
     assert_same_result(the_run(tmp_path), undisturbed[0])
@@ -403,7 +392,7 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_result(script, images,
 def test_options_that_would_change_the_run_are_refused_on_resume(images, undisturbed, option):
     run_dir, _ = undisturbed
     before = snapshot(run_dir)
-    outcome = run("train_imagenet.py", "--tmp_data_dir", images, "--resume", run_dir, *option.split())
+    outcome = run(SCRIPT, "--tmp_data_dir", images, "--resume", run_dir, *option.split())
     assert option.split()[0] in error_line(outcome, code=2)
     assert outcome.err.count("\n") == 1 and snapshot(run_dir) == before
 
@@ -412,7 +401,7 @@ def test_options_that_would_change_the_run_are_refused_on_resume(images, undistu
 
 def assert_refused(code, value, *options, images, save):
     """One line that names the value and a mend, the exit status, and no run directory; the line."""
-    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", images, *options, "--save", save)
+    outcome = run(SCRIPT, *ONCE, "--tmp_data_dir", images, *options, "--save", save)
     message = error_line(outcome, code)
     assert str(value) in message, message
     assert MEND.search(message.replace(str(value), "")), message
@@ -431,7 +420,7 @@ def test_a_command_line_that_makes_no_sense_is_refused(images, tmp_path, options
 
 
 def test_a_run_without_a_data_folder_is_a_usage_error(tmp_path):
-    outcome = run("train_imagenet.py", *ONCE, "--save", tmp_path / "runs")
+    outcome = run(SCRIPT, *ONCE, "--save", tmp_path / "runs")
     assert "--tmp_data_dir" in error_line(outcome, code=2) and not (tmp_path / "runs").exists()
 
 
@@ -478,7 +467,7 @@ def test_folders_that_are_missing_or_differ_in_their_classes_are_refused_by_name
 def test_a_validation_folder_may_lack_classes_and_the_run_says_which(images, tmp_path):
     root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
     shutil.rmtree(root / "val" / "ant")
-    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
+    outcome = run(SCRIPT, *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
     assert outcome.code == 0, outcome
     assert f"{root / 'val'} lacks 1 of 3 training classes: ant\n" in outcome.err
     assert weights(the_run(tmp_path / "runs") / "weights.pt")["classifier.bias"].shape == (3,)
@@ -488,11 +477,11 @@ def test_a_validation_folder_may_lack_classes_and_the_run_says_which(images, tmp
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_corrupt_image_is_named_also_by_a_worker(script, images, tmp_path, split, workers):
+def test_a_corrupt_image_is_named_also_by_a_worker(images, tmp_path, split, workers):
     root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
     path = root / split / "bee" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    outcome = run(*script, *ONCE, "--tmp_data_dir", root, "--workers", workers, "--save", tmp_path / "runs")
+    outcome = run(SCRIPT, *ONCE, "--tmp_data_dir", root, "--workers", workers, "--save", tmp_path / "runs")
     message = error_line(outcome, code=1)
     assert f"{path}: " in message and MEND.search(message)
 
@@ -500,7 +489,7 @@ def test_a_corrupt_image_is_named_also_by_a_worker(script, images, tmp_path, spl
 def test_a_line_break_in_the_name_of_a_corrupt_image_leaves_one_line(images, tmp_path):
     root = shutil.copytree(images / "imagenet", tmp_path / "DIR")
     (root / "train" / "bee" / "two\nlines.png").write_bytes(b"")
-    outcome = run("train_imagenet.py", *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
+    outcome = run(SCRIPT, *ONCE, "--tmp_data_dir", root, "--save", tmp_path / "runs")
     assert "two lines.png: empty" in error_line(outcome, code=1) and "continue with" in outcome.err
 
 
@@ -523,19 +512,19 @@ def continuation_after(outcome, path):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("image, steps", [("train/cow/0.png", 0), ("train/ant/0.png", 1), ("val/bee/1.png", 2)])
 def test_after_a_bad_image_the_run_goes_on_in_the_middle_of_its_epoch(
-        script, images, undisturbed, tmp_path, image, steps, workers):
+        images, undisturbed, tmp_path, image, steps, workers):
     root = shutil.copytree(images, tmp_path / "DIR")
     path = root / "imagenet" / image
     content = damage(path)
-    outcome = run(*script, *options_for(root, tmp_path / "runs", workers))
+    outcome = run(SCRIPT, *options_for(root, tmp_path / "runs", workers))
     run_dir = the_run(tmp_path / "runs")
     state = weights(run_dir / "checkpoint.pt")
     assert (state["epoch"], state["meter"]["steps"]) == (0, steps) and "Traceback" not in outcome.err
     command = continuation_after(outcome, path)
-    again = run(script[0], *command)  # not mended yet: the same, and nothing is lost
+    again = run(*command)  # not mended yet: the same, and nothing is lost
     assert continuation_after(again, path) == command and weights(run_dir / "checkpoint.pt")["meter"]["steps"] == steps
     path.write_bytes(content)
-    outcome = run(script[0], *command)
+    outcome = run(*command)
     assert outcome.code == 0, outcome
     assert_same_result(run_dir, undisturbed[0])
 
@@ -545,10 +534,10 @@ def test_a_bad_image_of_one_process_stops_all_and_they_go_on_together(images, tm
     root = shutil.copytree(images, tmp_path / "DIR")
     path = root / "imagenet" / image
     options = [*options_for(root, tmp_path / "runs"), "--epochs", 2, "--lr_scheduler", "cosine"]
-    calm = together("train_imagenet.py", *options, "--save", tmp_path / "calm", environments=by_hand(2))
+    calm = together(SCRIPT, *options, "--save", tmp_path / "calm", environments=by_hand(2))
     assert [outcome.code for outcome in calm] == [0, 0], calm
     content = damage(path)
-    first, second = together("train_imagenet.py", *options, environments=by_hand(2))
+    first, second = together(SCRIPT, *options, environments=by_hand(2))
     command = continuation_after(first, path)
     assert second.code == 1 and "error: " not in second.err, second  # one line, by rank 0
     path.write_bytes(content)
@@ -557,10 +546,10 @@ def test_a_bad_image_of_one_process_stops_all_and_they_go_on_together(images, tm
     assert_same_result(the_run(tmp_path / "runs"), the_run(tmp_path / "calm"))
 
 
-def test_eval_takes_one_image_at_a_time(images, undisturbed, script):
+def test_eval_takes_one_image_at_a_time(images, undisturbed):
     run_dir, _ = undisturbed
-    one = evaluated(script, images, run_dir / "weights.pt", "--batch_size", 1, "--workers", 0)
-    assert one[:2] == evaluated(script, images, run_dir / "weights.pt", "--workers", 0)[:2]
+    one = evaluated(images, run_dir / "weights.pt", "--batch_size", 1, "--workers", 0)
+    assert one[:2] == evaluated(images, run_dir / "weights.pt", "--workers", 0)[:2]
 
 
 def test_eval_with_a_bad_image_is_one_line_without_a_run_to_continue(images, undisturbed, tmp_path):
@@ -584,7 +573,7 @@ def with_little_shared_memory(*command):
                     reason="no namespaces here")
 def test_too_little_shared_memory_names_workers_and_shm_size(images, tmp_path):
     options = [*ONCE, "--image_size", 224, "--tmp_data_dir", images, "--workers", 1, "--save", tmp_path]
-    done = with_little_shared_memory(sys.executable, ROOT / "train_imagenet.py", *options)
+    done = with_little_shared_memory(sys.executable, ROOT / SCRIPT, *options)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "--workers" in line and "--shm-size" in line, done.stderr
     assert f"--resume {the_run(tmp_path)}" in line and "Traceback" not in done.stderr
@@ -592,14 +581,14 @@ def test_too_little_shared_memory_names_workers_and_shm_size(images, tmp_path):
 
 @pytest.mark.parametrize("number, words", [(signal.SIGBUS, ["--workers", "--shm-size"]),
                                            (signal.SIGKILL, ["--workers", "memory"])])
-def test_a_worker_that_dies_is_one_line_and_the_run_can_go_on(script, images, undisturbed, tmp_path, number, words):
-    process = start(*script, *options_for(images, tmp_path, workers=2))
+def test_a_worker_that_dies_is_one_line_and_the_run_can_go_on(images, undisturbed, tmp_path, number, words):
+    process = start(SCRIPT, *options_for(images, tmp_path, workers=2))
     process.wait_until(lambda: any(tmp_path.iterdir()) and epochs_done(the_run(tmp_path)) >= 1)
     os.kill(children(process.pid)[-1], number)
     outcome = process.wait()
     message = error_line(outcome, 1)
     assert all(word in message for word in words) and f"--resume {the_run(tmp_path)}" in message
-    outcome = run(*script, "--resume", the_run(tmp_path), "--workers", 0)
+    outcome = run(SCRIPT, "--resume", the_run(tmp_path), "--workers", 0)
     assert outcome.code == 0, outcome
     assert_same_result(the_run(tmp_path), undisturbed[0])
 
@@ -614,7 +603,7 @@ def test_a_folder_of_one_image_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images, tmp_path):
-    outcome = run("train_imagenet.py", *options_for(images, tmp_path), "--learning_rate", "1e30")
+    outcome = run(SCRIPT, *options_for(images, tmp_path), "--learning_rate", "1e30")
     message = error_line(outcome, code=1)
     assert re.search(r"epoch 0, step 2", message) and "--learning_rate" in message
     assert not list(tmp_path.rglob("*.pt"))

@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kill_loop import OPTIONS
 from scripts import (
     MEASURED,
     ROOT,
     behind,
     epochs_done,
     error_line,
+    figures,
     metrics,
     run,
     run_fresh,
     snapshot,
     start,
     the_run,
-    write_images,
 )
 from vectors import WAYS, assert_equals_vector, load_state
 
@@ -43,7 +44,7 @@ from model_search import Network
 
 TINY = shlex.split("--init_channels 2 --layers 3 --add_layers 0 --add_layers 0 --device cpu")
 SHORT = [*TINY, "--epochs", "1", "--warmup_epochs", "0"]
-EPOCHS, WARMUP = 3, 1  # of the runs on images()
+EPOCHS, WARMUP = 3, 1  # of kill_loop's search
 # What a person can do about it: every message has one of these words.
 MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |name |choose|"
                   r"lower|add |put |replace|make|remove|must|start|say |mv ")
@@ -52,8 +53,8 @@ MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |name |cho
 # ---- what runs start from
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"), val=2)
+def images(data):
+    return data[-1]
 
 
 def options_for(images, save):
@@ -61,18 +62,13 @@ def options_for(images, save):
 
     A step an epoch on 8 images; the 16 others last for two alpha steps, so an epoch starts amid the validation stream.
     """
-    return [*TINY, "--dataset", "folder", "--tmp_data_dir", images, "--image_size", "8", "--batch_size", "8",
-            "--train_portion", "0.34", "--cutout",
-            "--epochs", EPOCHS, "--warmup_epochs", WARMUP, "--seed", "4", "--save", save]
+    return [*OPTIONS["train_search.py"], "--dataset", "folder", "--tmp_data_dir", images, "--save", save]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(images, tmp_path_factory):
-    """The run directory of a search on images() that nobody stopped."""
-    save = tmp_path_factory.mktemp("undisturbed")
-    outcome = run("train_search.py", *options_for(images, save))
-    assert outcome.code == 0, outcome
-    return the_run(save)
+def undisturbed(search):
+    """The run directory of such a search that nobody stopped."""
+    return search
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def stopped(images, tmp_path_factory):
 def digits(tmp_path_factory):
     """A search on digits: its run directory and how it ended."""
     save = tmp_path_factory.mktemp("digits")
-    outcome = run("train_search.py", *SHORT, "--batch_size", 325, "--report_freq", 1, "--save", save)
+    outcome = run("train_search.py", *SHORT, "--batch_size", 325, "--report_freq", 1, "--save", save, change=figures)
     assert outcome.code == 0, outcome
     return the_run(save), outcome
 

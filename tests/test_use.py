@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scripts import ROOT, behind, error_line, metrics, run, run_fresh, snapshot, the_run, write_images
+from scripts import ROOT, behind, error_line, forget, metrics, run, snapshot, the_run, write_images
 
 import export
 import genotypes
@@ -105,7 +105,7 @@ def test_torch_hub_loads_a_run_beside_modules_of_the_same_names(early, place, tm
         path.write_text("mine = True\ndef read(): return 'my run'\n")
     (tmp_path / "p-darts").symlink_to(ROOT, target_is_directory=True)
     (tmp_path / "program.py").write_text(HUB.replace("RUN", str(place.run)).replace("EARLY", repr(early)))
-    outcome = run_fresh(tmp_path / "program.py", cwd=tmp_path)
+    outcome = run(tmp_path / "program.py", cwd=tmp_path, change=forget)
     assert outcome.code == 0, outcome.err
     logits, *about = json.loads(outcome.out)
     expected, _ = trained(place.run)(torch.linspace(-1, 1, 384).view(2, 3, 8, 8))

@@ -25,4 +25,4 @@ import visualize  # noqa: E402, F401
 
 Image.init()
 gc.collect()
-gc.freeze()  # none of it is garbage: a script's collector passes over it, and shares its memory
+gc.freeze()  # what is imported is never garbage: a script's collector skips it, and its memory stays shared

@@ -80,7 +80,7 @@ class Script:
 
 
 def _become(argv: list[str], folder: str, cwd: str, env: dict, change) -> None:
-    """In the new process: be `python argv...` in `cwd`, after a `change`, printing to files."""
+    """In the new process: be `python argv...` in `cwd`, after `change()`, printing to files."""
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
@@ -100,20 +100,20 @@ def be(argv: list[str]) -> None:
 # ---- what is changed in a process before it is a script
 
 def sketches() -> None:
-    """A figure is a dot and the numbers of its lines; a network's size is counted quickly."""
+    """Draw sketches only, and count quickly."""
     figures()
     Figure.subplots, Figure.add_axes = subplots, add_axes
     cells.arrange = lambda edges: {point: 0.0 for _, points in edges for point in points}
 
 
 def figures() -> None:
-    """The same, but a figure has all that matplotlib makes of it, except pixels."""
+    """Draw whole figures, but save sketches of them; count quickly."""
     Figure.savefig = sketch
     count_quickly()
 
 
 def forget() -> None:
-    """No module of this repository is imported, and none can be: the program is somebody's."""
+    """Unload this repository: the program is somebody else's."""
     def ours(path):
         return path and Path(path).is_relative_to(ROOT) and "site-packages" not in path
 
@@ -124,7 +124,7 @@ def forget() -> None:
 
 
 def count_quickly() -> None:
-    """Make the size of a network on meta without what it does not depend on: initial values, a copy."""
+    """Count a network that is made on meta without what no count needs: initial values, a copy."""
     def without_values(layer, reset):
         return torch.empty(0).is_meta or reset(layer)
 
@@ -145,7 +145,7 @@ def sketch(figure, file, format, **options) -> None:
 
 
 class Panel:
-    """In the place of axes, of which matplotlib makes dozens for a run: the lines, and nothing of all else."""
+    """Replaces matplotlib's axes, of which a run has dozens: keeps the lines, ignores everything else."""
 
     def __init__(self):
         self.lines = []
@@ -191,7 +191,7 @@ def behind(code: str, folder: Path) -> Path:
 
 
 def start(script, *options, cwd=None, env=None, change=None) -> Script:
-    """Start `script` (a name in the repository, or a path) with these options, after a `change`: sketches, if None."""
+    """Start `script` (a name in the repository, or a path) with these options, after `change()`; default: sketches."""
     return Script(script, *options, cwd=cwd, env=env, change=change)
 
 

@@ -149,7 +149,8 @@ def test_no_tensor_stays_behind_on_the_cpu(grad_checkpoint, monkeypatch):
     monkeypatch.setattr(pixels, "random_module", lambda device: torch)  # a GPU's own needs a driver
     with FakeTensorMode(), torch.device("cuda"):
         images = torch.randn(4, 3, 16, 16)
-        supernet = Network(4, 10, 4, [PRIMITIVES] * 14, [PRIMITIVES] * 14, 0.3)
+        in_turn = [sorted((PRIMITIVES * 6)[3 * edge:3 * edge + 3], key=PRIMITIVES.index) for edge in range(14)]
+        supernet = Network(4, 10, 3, in_turn, in_turn, 0.3)  # with all operations at both strides
         supernet.grad_checkpoint = grad_checkpoint
         assert supernet(images).device.type == "cuda"
         for network in (NetworkCIFAR(4, 10, 3, False, PDARTS), NetworkImageNet(4, 10, 3, False, PDARTS)):

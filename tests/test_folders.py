@@ -465,21 +465,3 @@ def test_images_that_need_more_memory_than_there_is_are_refused_before_they_are_
     for free in (needed, None):
         monkeypatch.setattr(utils, "free_memory", lambda: free)  # noqa: B023
         assert load("folder", str(tmp_path), 100).train_images.shape == (6, 3, 100, 100)
-
-
-def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_otherwise(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal:       100 kB\nMemAvailable:    60 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
-
-    def read_text(path):
-        if str(path) not in files:
-            raise FileNotFoundError(path)
-        return files[str(path)]
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert utils.free_memory() == 60 * 1024
-    files["/sys/fs/cgroup/memory.max"] = "50000\n"
-    assert utils.free_memory() == 50_000
-    files.clear()
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.get)
-    assert utils.free_memory() == 7 * 4096
-    monkeypatch.setattr(os, "sysconf_names", {})
-    assert utils.free_memory() is None

@@ -1,9 +1,8 @@
-"""Searching where the data is large: the ImageNet stem, samples of a tree of files, a whole search at 224x224."""
+"""Searching where the data is large: the ImageNet stem, a whole search at 224x224."""
 import json
 import shlex
 import signal
 from argparse import Namespace
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,78 +65,6 @@ def test_a_supernet_with_it_trains_as_defined(height, width, step, monkeypatch):
     for name, p in network.named_parameters():
         p.requires_grad_(name.startswith("alphas") == (step == "alpha"))
     assert_equals_definition(network, draw_images(height, width, B=4), monkeypatch, checkpoint=(False, True))
-
-
-# ---- samples
-
-def tree(counts: dict[str, int]) -> tuple[list, list]:
-    return [(f"{name}/{i}", label) for label, (name, n) in enumerate(counts.items()) for i in range(n)], list(counts)
-
-
-@pytest.mark.parametrize("portions, expected", [
-    ((0.1, 0.025), {"a": (130, 32), "b": (80, 20)}), ((0.5, None), {"a": (650, 650), "b": (400, 400)}),
-    ((0.5, 0.5), {"a": (650, 650), "b": (400, 400)})])
-def test_samples_are_disjoint_and_hold_an_equal_share_of_every_class(portions, expected):
-    samples, classes = tree({"a": 1300, "b": 800})
-    parts = search_parts.stratified_split(samples, classes, *portions, seed=1)
-    assert not set(parts[0]) & set(parts[1]) and set(parts[0] + parts[1]) <= set(samples)
-    for which, part in enumerate(parts):
-        assert len(set(part)) == len(part)
-        assert Counter(label for _, label in part) == {label: expected[name][which]
-                                                       for label, name in enumerate(classes)}
-    assert parts == search_parts.stratified_split(samples, classes, *portions, seed=1)
-    assert set(parts[0]) != set(search_parts.stratified_split(samples, classes, *portions, seed=2)[0])
-
-
-@pytest.mark.parametrize("portions, text", [
-    ((0.01, None), "--train_portion 0.01 leaves no image of class b \\(it has 9\\) for the weights"),
-    ((0.9, 0.1), "--valid_portion 0.1 leaves no image of class b \\(it has 9\\) for the alphas")])
-def test_a_class_without_an_image_is_named(portions, text):
-    with pytest.raises(ValueError, match=text):
-        search_parts.stratified_split(*tree({"a": 100, "b": 9}), *portions, seed=0)
-
-
-# ---- streamed batches
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    folder = write_images(tmp_path_factory.mktemp("files"), val=1)
-    return imagenet.folders(str(folder))[0].samples  # 24
-
-
-def stream(samples, number=0, workers=0, **place):
-    batches = search_parts.FileBatches(samples, 32, 10, workers, 7, "cpu", **place)
-    batches.seek(number)
-    return batches
-
-
-def test_a_stream_goes_on_anywhere_as_if_it_had_not_stopped(samples):
-    whole = stream(samples)
-    assert len(whole) == 3 and [len(target) for _, target in whole] == [10, 10, 4]
-    expected = [whole.next() for _ in range(6)]  # passes 1 and 2
-    assert not torch.equal(expected[0][0], expected[3][0])
-    for number, workers in ((4, 0), (6, 2), (8, 0)):
-        batches = stream(samples, number, workers)
-        for images, target in expected[number - 3:]:
-            again = batches.next()
-            assert torch.equal(again[0], images) and torch.equal(again[1], target)
-    batches = stream(samples, 4)
-    assert [len(target) for _, target in batches] == [10, 4]  # the rest of the pass
-
-
-def test_two_processes_share_the_batches_of_one(samples):
-    one, two = stream(samples), [stream(samples, rank=rank, world_size=2) for rank in range(2)]
-    for _ in range(2):
-        images, _ = one.next()
-        shares = [batches.next()[0] for batches in two]
-        together = torch.cat(shares)
-        assert len(images) == len(together) == 10
-        assert {image.sum().item() for image in images} == {image.sum().item() for image in together}
-
-
-def test_another_number_of_images_is_refused(samples):
-    with pytest.raises(ValueError, match="had 24 images, not 20"):
-        stream(samples[:20]).load_state_dict(stream(samples).state_dict())
 
 
 # ---- a whole search

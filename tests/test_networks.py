@@ -78,21 +78,6 @@ def test_full_size_networks_have_the_published_keys_and_shapes(golden):
         assert {key: list(value.shape) for key, value in network.state_dict().items()} == published[name]
 
 
-def test_all_published_cells_have_the_computed_parameter_counts(golden, monkeypatch):
-    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):  # 108 networks: counting needs no values
-        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
-    cells = golden("genotypes.json")
-    assert len(cells) == 36
-    for name, cell in cells.items():
-        genotype = genotypes.load(name)
-        with torch.device("meta"):
-            cifar, imagenet = NetworkCIFAR(36, 10, 20, False, genotype), NetworkImageNet(48, 1000, 14, False, genotype)
-            counts = {"params_cifar10": parameters(cifar), "params_imagenet": parameters(imagenet)}
-            cifar.classifier = NetworkCIFAR(36, 100, 4, False, genotype).classifier  # as wide
-            counts["params_cifar100"] = parameters(cifar)
-        assert counts == {key: cell["computed"][key] for key in counts}, name
-
-
 def test_released_cell_has_the_exact_sizes_of_the_paper_with_and_without_auxiliary_head():
     """SPEC section 5."""
     with torch.device("meta"):

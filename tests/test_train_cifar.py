@@ -1,4 +1,4 @@
-"""CIFAR evaluation: schedule, counts, loss and accuracy against SPEC, and the script as people run and stop it."""
+"""CIFAR evaluation: the schedule against SPEC, and the script as people run and stop it."""
 import json
 import math
 import os
@@ -7,11 +7,9 @@ import shlex
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from scripts import (
     MEASURED,
     ROOT,
@@ -27,16 +25,13 @@ from scripts import (
     write_images,
 )
 from test_train_search import ANY_CIFAR, write_cifar
-from torch import nn
+from test_weights import missing, no_weights, numbers_for_names, of_a_supernet, of_another_cell, prefixed
 
 import engine
 import genotypes
 import train_cifar
-import utils
-from harness import weights
 from harness.runs import Run
 from model import NetworkCIFAR
-from model_search import Network
 
 EPOCHS = 6  # of the runs on images()
 TINY = shlex.split("--init_channels 2 --layers 3 --device cpu")
@@ -46,7 +41,7 @@ MEND = re.compile(r"did you mean|leave|omit|fix|set |reduce |give|use |names?[ :
                   r"choose|lower|add |put |replace|make|must|check|train |go ")
 
 
-# ---- schedule, counts, loss, accuracy (SPEC sections 3 and 5)
+# ---- schedule (SPEC section 3)
 
 def test_learning_rate_and_drop_path_follow_the_formulas_in_all_600_epochs(monkeypatch, tmp_path):
     """The script's own loop, with nothing trained: what an epoch would have started with."""
@@ -74,221 +69,6 @@ def test_defaults_are_the_papers():
     assert (args.init_channels, args.layers, args.epochs, args.batch_size) == (36, 20, 600, 128)
     assert (args.learning_rate, args.momentum, args.weight_decay, args.grad_clip) == (0.025, 0.9, 3e-4, 5)
     assert (args.auxiliary_weight, args.drop_path_prob, args.arch) == (0.4, 0.3, "PDARTS")
-
-
-def test_all_published_cells_have_the_computed_multiply_adds(golden, quick_counting):
-    cells = golden("genotypes.json")
-    assert len(cells) == 36
-    for name, cell in cells.items():
-        with torch.device("meta"):
-            network = NetworkCIFAR(36, 10, 20, False, genotypes.load(name))
-        assert utils.count_multiply_adds(network, 32) == cell["computed"]["macs_cifar10"], name
-
-
-def test_the_auxiliary_head_adds_parameters_but_no_multiply_adds():
-    with torch.device("meta"):
-        network = NetworkCIFAR(36, 10, 20, True, genotypes.load("PDARTS"))
-    assert utils.count_parameters(network) == 3_433_798 and utils.count_parameters(network, True) == 3_910_224
-    assert round(utils.count_multiply_adds(network, 32) / 1e6, 1) == 532.2
-    assert network.training  # counting leaves it as it was
-
-
-class GivenLogits(nn.Module):
-    """A network whose images are its logits; in training they are the auxiliary head's, too, if it has one."""
-
-    def __init__(self, num_classes: int, auxiliary: bool = False):
-        super().__init__()
-        self.auxiliary = auxiliary
-        self.classifier = nn.Linear(num_classes, num_classes, bias=False).double()
-        self.classifier.weight.data = torch.eye(num_classes, dtype=torch.float64)
-
-    def forward(self, images):
-        logits = self.classifier(images)
-        return logits, 2 * logits if self.auxiliary and self.training else None
-
-
-def test_evaluation_counts_top_1_and_top_5_over_unequal_batches():
-    """Of 7 images the target's logit is first in 2, second to fifth in 3, and sixth or later in 2."""
-    logits = torch.arange(10., 0., -1, dtype=torch.float64).repeat(7, 1)  # class c is at place c
-    target = torch.tensor([0, 4, 9, 0, 1, 5, 4])
-    network = GivenLogits(10).train()
-    loss, top1, top5 = engine.evaluate(network, [(logits[:4], target[:4]), (logits[4:6], target[4:6]),
-                                                 (logits[6:], target[6:])], "test")
-    assert (top1, top5) == pytest.approx((100 * 2 / 7, 100 * 5 / 7), rel=1e-12)
-    expected = sum(math.log(sum(math.exp(10 - c) for c in range(10))) - (10 - t) for t in target.tolist()) / 7
-    assert loss == pytest.approx(expected, rel=1e-9)  # of all images, not of the batches' means
-    assert network.training
-
-
-def test_with_less_than_five_classes_every_image_is_in_the_top_5():
-    logits = torch.tensor([[3., 2, 1]], dtype=torch.float64).repeat(3, 1)
-    assert engine.evaluate(GivenLogits(3), [(logits, torch.tensor([0, 1, 2]))], "test")[1:] == pytest.approx(
-        (100 / 3, 100))
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_accuracy_and_loss_are_counted_exactly_under_mixed_precision(amp):
-    """1001 hits need more digits than a 16-bit float has, and their losses' sum is more than fp16 can hold."""
-    torch.manual_seed(0)
-    logits = torch.rand(1001, 10).argsort(1).float()  # 0 to 9 in any order: exact in 16 bits
-    network = GivenLogits(10).float()
-    utils.set_precision(network, amp)
-    for target in (logits.argmax(1), logits.argmin(1)):
-        loss, top1, top5 = engine.evaluate(network, [(logits, target)] * 40, "test")
-        assert top1 == top5 == 100 * (target == logits.argmax(1)).all()
-        assert loss == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-3)
-
-
-@pytest.mark.parametrize("auxiliary", [False, True])
-def test_an_epochs_loss_is_the_cross_entropy_plus_the_auxiliary_heads_part(auxiliary):
-    torch.manual_seed(0)
-    images, target = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 0])
-    network, args = GivenLogits(4, auxiliary), SimpleNamespace(seed=0, auxiliary_weight=0.4, grad_clip=5.)
-    optimizer = torch.optim.SGD(network.parameters(), 0.)  # nothing moves
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    batches = [(images[:4], target[:4]), (images[4:], target[4:])]
-    record = engine.train_one_epoch(network, batches, optimizer, scaler, 0, engine.Meter("epoch 0", 2, 50), args)
-
-    def nll(logits):
-        return -sum(row.softmax(0)[t].log().item() for row, t in zip(logits, target.tolist())) / 6
-    assert record["train_loss"] == pytest.approx(nll(images) + 0.4 * nll(2 * images) * auxiliary, rel=1e-9)
-    assert record["train_acc"] == pytest.approx(100 * (images.argmax(1) == target).sum().item() / 6)
-
-
-@pytest.mark.parametrize("grad_clip, moved", [(1e-3, 1e-3), (1e3, None)])
-def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
-    images, target = torch.eye(4, dtype=torch.float64), torch.tensor([1, 2, 3, 0])
-    network, args = GivenLogits(4), SimpleNamespace(seed=0, auxiliary_weight=0.4, grad_clip=grad_clip)
-    before = network.classifier.weight.detach().clone()
-    F.cross_entropy(network(images)[0], target).backward()
-    norm = network.classifier.weight.grad.norm().item()
-    optimizer = torch.optim.SGD(network.parameters(), 1.)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    engine.train_one_epoch(network, [(images, target)], optimizer, scaler, 0, engine.Meter("", 1, 50), args)
-    step = (network.classifier.weight.detach() - before).norm().item()
-    assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)  # torch adds 1e-6 to the norm
-
-
-# ---- weights that people have
-
-def small(C=2, num_classes=10, layers=3, auxiliary=False, arch="PDARTS"):
-    return NetworkCIFAR(C, num_classes, layers, auxiliary, genotypes.load(arch))
-
-
-def prefixed(state):
-    return {f"module.{name}": value for name, value in state.items()}
-
-
-@pytest.mark.parametrize("form", [
-    lambda state: state,
-    lambda state: {"state_dict": state, "epoch": 600, "best_acc_top1": 75.6},
-    lambda state: {"network": state, "epoch": 600},
-    prefixed,
-    lambda state: {"state_dict": prefixed(state)},
-    lambda state: {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
-], ids=["plain", "state_dict", "network", "module.", "state_dict of module.", "of old versions"])
-@pytest.mark.parametrize("auxiliary", [False, True])
-def test_weights_load_in_every_form_people_have_also_with_an_auxiliary_head_too_many(form, auxiliary, tmp_path):
-    torch.manual_seed(0)
-    state = small(auxiliary=auxiliary).state_dict()
-    torch.save(form(state), tmp_path / "weights.pt")
-    network = small()
-    weights.load(str(tmp_path / "weights.pt"), network)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")
-
-
-def of_a_supernet(path, prefix=""):
-    candidates = [["max_pool_3x3", "skip_connect", "sep_conv_3x3"]] * 14
-    torch.save({prefix + k: v for k, v in Network(2, 10, 3, candidates, candidates).state_dict().items()}, path)
-    return "supernet"
-
-
-def of_a_supernet_under_data_parallel(path):
-    return of_a_supernet(path, "module.")
-
-
-def of_a_supernets_checkpoint(path):
-    of_a_supernet(path)
-    torch.save({"network": torch.load(path), "stage": 3}, path)
-    return "supernet"
-
-
-def of_another_cell(path):
-    torch.save(small(arch="DARTS_V2").state_dict(), path)
-    return "--arch"
-
-
-def of_another_class_count(path):
-    torch.save(small(num_classes=100).state_dict(), path)
-    return "dataset"
-
-
-def of_other_channels(path):
-    torch.save(small(C=3).state_dict(), path)
-    return "--init_channels"
-
-
-def of_more_layers(path):
-    torch.save(small(layers=4).state_dict(), path)
-    return "--layers"
-
-
-def of_half_a_network(path):
-    torch.save(dict(list(small().state_dict().items())[::2]), path)
-    return "differ"
-
-
-def no_weights(path):
-    path.write_text("no weights")
-    return "use"
-
-
-def truncated(path):
-    torch.save(small().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:2000])
-    return "damaged"
-
-
-def missing(path):
-    return "no such file"
-
-
-def whole_module(path):
-    torch.save(small(), path)  # pickled code
-    return "use"
-
-
-def list_of_tensors(path):
-    torch.save([torch.zeros(3)], path)
-    return "state_dict"
-
-
-def numbers_for_names(path):
-    torch.save({0: torch.zeros(3)}, path)
-    return str(path)
-
-
-def no_entries(path):
-    torch.save({}, path)
-    return str(path)
-
-
-OTHER_WEIGHTS = [of_a_supernet, of_a_supernet_under_data_parallel, of_a_supernets_checkpoint, of_another_cell,
-                 of_another_class_count, of_other_channels, of_more_layers, of_half_a_network, no_weights, truncated,
-                 missing, whole_module, list_of_tensors, numbers_for_names, no_entries]
-
-
-@pytest.mark.parametrize("make", OTHER_WEIGHTS)
-def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(make, tmp_path):
-    word, network = make(tmp_path / "weights.pt"), small()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ValueError) as caught:
-        weights.load(str(tmp_path / "weights.pt"), network)
-    message = str(caught.value)
-    assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
-    assert ("supernet" in message) == (word == "supernet")
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 # ---- what runs start from

@@ -14,6 +14,7 @@ from torch import nn
 import genotypes
 from harness import weights
 from model import NetworkCIFAR, NetworkImageNet
+from model_search import Network
 
 TINY = ["--init_channels", 2, "--layers", 3, "--device", "cpu"]
 
@@ -86,24 +87,26 @@ class Setting:
 
 def wrong(name, state, canary):
     """Contents that are refused."""
-    code = Malicious(os.mkdir, str(canary))
+    code, weight = Malicious(os.mkdir, str(canary)), state["classifier.weight"]
     return {
-        "code in a Namespace": {"state_dict": state, "args": argparse.Namespace(a=code)},
-        "code in a scalar": {"state_dict": state, "best": Malicious(numpy.float64(1).__reduce__()[0], code)},
-        "eval": {"state_dict": state, "args": Malicious(eval, f"__import__('os').mkdir({str(canary)!r})")},
-        "a class": {"state_dict": state, "args": Setting()},
-        "a scalar for a tensor": {**state, "classifier.bias": numpy.float64(1)},
-        "a Namespace": argparse.Namespace(state_dict=state),
-        "twice": {**state, **renamed("module.")(state)},
-        "in itself": (lambda record: record.update(model=record) or record)({}),
-        "whole": network(), "wrapped": nn.DataParallel(network()), "whole, beside": {"model": network(), "epoch": 1},
-        "other classes": network(100).state_dict(), "no head": {k: v for k, v in state.items() if "classif" not in k},
-        "another cell": network(cell="random:1").state_dict(),
-        "sparse": {**state, "classifier.weight": state["classifier.weight"].to_sparse()},
-        "nowhere": {**state, "classifier.weight": state["classifier.weight"].to("meta")},
-        "whole numbers": {**state, "classifier.weight": state["classifier.weight"].to(torch.int8)},
-        "diverged": {**state, "classifier.weight": state["classifier.weight"] * float("nan")},
-    }[name]
+        "code in a Namespace": lambda: {"state_dict": state, "args": argparse.Namespace(a=code)},
+        "code in a scalar": lambda: {"state_dict": state, "best": Malicious(numpy.float64(1).__reduce__()[0], code)},
+        "eval": lambda: {"state_dict": state, "args": Malicious(eval, f"__import__('os').mkdir({str(canary)!r})")},
+        "a class": lambda: {"state_dict": state, "args": Setting()},
+        "a scalar for a tensor": lambda: {**state, "classifier.bias": numpy.float64(1)},
+        "a Namespace": lambda: argparse.Namespace(state_dict=state),
+        "twice": lambda: {**state, **renamed("module.")(state)},
+        "in itself": lambda: (lambda record: record.update(model=record) or record)({}),
+        "whole": network, "wrapped": lambda: nn.DataParallel(network()),
+        "whole, beside": lambda: {"model": network(), "epoch": 1},
+        "other classes": lambda: network(100).state_dict(),
+        "no head": lambda: {k: v for k, v in state.items() if "classif" not in k},
+        "another cell": lambda: network(cell="random:1").state_dict(),
+        "sparse": lambda: {**state, "classifier.weight": weight.to_sparse()},
+        "nowhere": lambda: {**state, "classifier.weight": weight.to("meta")},
+        "whole numbers": lambda: {**state, "classifier.weight": weight.to(torch.int8)},
+        "diverged": lambda: {**state, "classifier.weight": weight * float("nan")},
+    }[name]()
 
 
 WHOLE = "whole pickled network.*torch.save\\(network.state_dict\\(\\), FILE\\)"
@@ -204,3 +207,125 @@ def test_a_run_starts_from_weights_and_says_so(state, tmp_path):
     before = snapshot(tmp_path)
     outcome = run("train_cifar.py", *options, "--eval", "--weights", run_dir / "weights.pt", cwd=tmp_path)
     assert "--init_weights" in error_line(outcome, 2) and snapshot(tmp_path) == before
+
+
+# ---- weights of other networks
+
+def small(C=2, num_classes=10, layers=3, auxiliary=False, arch="PDARTS"):
+    return NetworkCIFAR(C, num_classes, layers, auxiliary, genotypes.load(arch))
+
+
+def prefixed(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("form", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "epoch": 600, "best_acc_top1": 75.6},
+    lambda state: {"network": state, "epoch": 600},
+    prefixed,
+    lambda state: {"state_dict": prefixed(state)},
+    lambda state: {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
+], ids=["plain", "state_dict", "network", "module.", "state_dict of module.", "of old versions"])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_weights_load_in_every_form_people_have_also_with_an_auxiliary_head_too_many(form, auxiliary, tmp_path):
+    torch.manual_seed(0)
+    state = small(auxiliary=auxiliary).state_dict()
+    torch.save(form(state), tmp_path / "weights.pt")
+    network = small()
+    weights.load(str(tmp_path / "weights.pt"), network)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")
+
+
+def of_a_supernet(path, prefix=""):
+    candidates = [["max_pool_3x3", "skip_connect", "sep_conv_3x3"]] * 14
+    torch.save({prefix + k: v for k, v in Network(2, 10, 3, candidates, candidates).state_dict().items()}, path)
+    return "supernet"
+
+
+def of_a_supernet_under_data_parallel(path):
+    return of_a_supernet(path, "module.")
+
+
+def of_a_supernets_checkpoint(path):
+    of_a_supernet(path)
+    torch.save({"network": torch.load(path), "stage": 3}, path)
+    return "supernet"
+
+
+def of_another_cell(path):
+    torch.save(small(arch="DARTS_V2").state_dict(), path)
+    return "--arch"
+
+
+def of_another_class_count(path):
+    torch.save(small(num_classes=100).state_dict(), path)
+    return "dataset"
+
+
+def of_other_channels(path):
+    torch.save(small(C=3).state_dict(), path)
+    return "--init_channels"
+
+
+def of_more_layers(path):
+    torch.save(small(layers=4).state_dict(), path)
+    return "--layers"
+
+
+def of_half_a_network(path):
+    torch.save(dict(list(small().state_dict().items())[::2]), path)
+    return "differ"
+
+
+def no_weights(path):
+    path.write_text("no weights")
+    return "use"
+
+
+def truncated(path):
+    torch.save(small().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return "damaged"
+
+
+def missing(path):
+    return "no such file"
+
+
+def whole_module(path):
+    torch.save(small(), path)  # pickled code
+    return "use"
+
+
+def list_of_tensors(path):
+    torch.save([torch.zeros(3)], path)
+    return "state_dict"
+
+
+def numbers_for_names(path):
+    torch.save({0: torch.zeros(3)}, path)
+    return str(path)
+
+
+def no_entries(path):
+    torch.save({}, path)
+    return str(path)
+
+
+OTHER_WEIGHTS = [of_a_supernet, of_a_supernet_under_data_parallel, of_a_supernets_checkpoint, of_another_cell,
+                 of_another_class_count, of_other_channels, of_more_layers, of_half_a_network, no_weights, truncated,
+                 missing, whole_module, list_of_tensors, numbers_for_names, no_entries]
+
+
+@pytest.mark.parametrize("make", OTHER_WEIGHTS)
+def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(make, tmp_path):
+    word, network = make(tmp_path / "weights.pt"), small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        weights.load(str(tmp_path / "weights.pt"), network)
+    message = str(caught.value)
+    assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
+    assert ("supernet" in message) == (word == "supernet")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

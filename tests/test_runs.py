@@ -1,0 +1,34 @@
+"""The time to come, by hand-computed values."""
+import pytest
+
+from harness.runs import in_words, seconds_left
+
+
+def test_before_the_first_epoch_ends_its_steps_tell():
+    assert seconds_left([1, 1, 1, 1], [], fraction=0.25, elapsed=5) == 75  # a quarter took 5 s
+    assert seconds_left([2, 3, 3], [], fraction=0.5, elapsed=10) == 70  # 10 s a unit, 7 units to come
+
+
+def test_later_the_epochs_tell_in_proportion_to_what_they_cost():
+    assert seconds_left([1, 1, 3], [10, 10]) == 30
+    assert seconds_left([1, 1, 3], [10, 10], fraction=2 / 3, elapsed=99) == pytest.approx(10)
+
+
+def test_only_the_last_five_epochs_tell():
+    assert seconds_left([1] * 8, [1000, 2, 2, 2, 2, 2]) == 4
+
+
+def test_a_search_counts_all_its_stages():
+    """Cells, candidates and alpha steps: 5 * 8, 11 * 5 and 17 * 3, of which the second epoch has alpha steps, too."""
+    import progressive
+    import train_search
+    args = train_search.get_args_parser().parse_args(["--epochs", "2", "--warmup_epochs", "1", "--init_channels", "2"])
+    args.add_layers, args.add_width, args.dropout_rate = [6, 12], [0, 0], [0.0, 0.0, 0.0]
+    costs = progressive.epoch_costs(train_search.make_stages(args), args.epochs, args.warmup_epochs)
+    assert costs == pytest.approx([80, 128, 110, 176, 102, 163.2])
+
+
+@pytest.mark.parametrize("seconds, words", [(0.2, "0 s"), (59.4, "59 s"), (61, "1 min"), (3599, "1 h 00 min"),
+                                            (3 * 3600 + 290, "3 h 05 min"), (90000, "25 h 00 min")])
+def test_times_in_words(seconds, words):
+    assert in_words(seconds) == words

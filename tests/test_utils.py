@@ -1,0 +1,81 @@
+"""Counting what networks have and take, and the memory there is."""
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_networks import parameters
+from torch import nn
+
+import genotypes
+import utils
+from model import NetworkCIFAR, NetworkImageNet
+
+# ---- networks
+
+@pytest.fixture(scope="module")
+def counted(golden):
+    """name of a published cell -> the parameters and multiply-adds of its networks at full size."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):  # 108 networks: counting needs no values
+            patch.setattr(layer, "reset_parameters", lambda self: None)
+        patch.setattr(utils, "copy", SimpleNamespace(deepcopy=lambda network: network))  # and each is counted once
+        for name in golden("genotypes.json"):
+            genotype = genotypes.load(name)
+            with torch.device("meta"):
+                cifar = NetworkCIFAR(36, 10, 20, False, genotype)
+                imagenet = NetworkImageNet(48, 1000, 14, False, genotype)
+                of_100_classes = NetworkCIFAR(36, 100, 4, False, genotype).classifier  # as wide
+            found[name] = {
+                "params_cifar10": parameters(cifar), "params_imagenet": parameters(imagenet),
+                "macs_cifar10": utils.count_multiply_adds(cifar, 32),
+                "macs_imagenet": utils.count_multiply_adds(imagenet, 224)}
+            cifar.classifier = of_100_classes
+            found[name]["params_cifar100"] = parameters(cifar)
+    return found
+
+
+@pytest.mark.parametrize("keys", [
+    ("params_cifar10", "params_cifar100", "params_imagenet"), ("macs_cifar10",), ("macs_imagenet",)],
+    ids=["parameters", "multiply-adds on CIFAR", "multiply-adds on ImageNet"])
+def test_all_published_cells_have_the_computed_sizes(keys, counted, golden):
+    assert len(counted) == 36
+    for name, cell in golden("genotypes.json").items():
+        assert {key: counted[name][key] for key in keys} == {key: cell["computed"][key] for key in keys}, name
+
+
+def test_the_auxiliary_head_adds_parameters_but_no_multiply_adds():
+    with torch.device("meta"):
+        network = NetworkCIFAR(36, 10, 20, True, genotypes.load("PDARTS"))
+    assert utils.count_parameters(network) == 3_433_798 and utils.count_parameters(network, True) == 3_910_224
+    assert round(utils.count_multiply_adds(network, 32) / 1e6, 1) == 532.2
+    assert network.training  # counting leaves it as it was
+
+
+def test_the_released_cell_has_557_million_multiply_adds_in_the_published_convention():
+    with torch.device("meta"):
+        network = NetworkImageNet(48, 1000, 14, True, genotypes.load("PDARTS"))
+    assert round(utils.count_multiply_adds(network, 224) / 1e6, 1) == 542.8
+    assert round(utils.count_multiply_adds(network, 224, published=True) / 1e6, 1) == 557.1
+
+
+# ---- memory
+
+def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_otherwise(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal:       100 kB\nMemAvailable:    60 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+
+    def read_text(path):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert utils.free_memory() == 60 * 1024
+    files["/sys/fs/cgroup/memory.max"] = "50000\n"
+    assert utils.free_memory() == 50_000
+    files.clear()
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.get)
+    assert utils.free_memory() == 7 * 4096
+    monkeypatch.setattr(os, "sysconf_names", {})
+    assert utils.free_memory() is None

@@ -208,6 +208,15 @@ def test(network: nn.Module, batches, label: str) -> dict:
     return {"test_loss": loss, "test_acc": top1, "test_acc_top5": top5}
 
 
+def validate(network: nn.Module, batches, label: str, meter: Meter) -> dict:
+    """Evaluate on the held-out split -> the fields that it adds to an epoch's record; `meter` is the epoch's.
+
+    Deviation: without augmentation, while the published code augments.
+    """
+    loss, top1, _ = evaluate(network, batches, f"{label} validation")
+    return {"valid_loss": loss, "valid_acc": top1, "seconds": meter.elapsed()}
+
+
 @torch.no_grad()
 def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, float]:
     """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all ranks."""

@@ -9,7 +9,6 @@ Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, w
 SAVE/search-NOTE-TIME/ with genotype.json, the cell for train_cifar.py --arch, and all measurements.
 """
 import json
-import time
 from argparse import Namespace
 from dataclasses import dataclass, field
 
@@ -125,13 +124,14 @@ class Training:
 
 
 def main(args: Namespace) -> None:
+    stages = make_stages(args)
+    costs = progressive.epoch_costs(stages, args.epochs, args.warmup_epochs)
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
-    stages = make_stages(args)
     source = search_parts.open_data(args, device)
     check_size(stages[0], source.image_size, args, device)
-    run = Run.open("search", args, utils.describe_device(device), Progress())
-    run.costs = progressive.epoch_costs(stages, args.epochs, args.warmup_epochs)
+    device_words = utils.describe_device(device)
+    run = Run.open("search", args, device_words, Progress(), costs)
     log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
         # Each stage begins with fresh weights and fresh alphas.
@@ -143,7 +143,7 @@ def main(args: Namespace) -> None:
                 search_parts.seek(source, stage.number, epoch, meter.steps, args)
                 record = search_epoch(stage, epoch, architect, training, meter, args)
                 if epoch >= args.epochs - 4:  # the last 4 epochs of a stage, as published
-                    record |= validate(training.network, source, label, record)
+                    record |= engine.validate(training.network, source.validation(), label, meter)
             end_epoch(run, training.network, record)
         log_choices(run.metrics[-1])
         # The weakest candidates of each edge are dropped, so the next supernet can be deeper in the same memory.
@@ -222,10 +222,10 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
     if args.stem == "imagenet" and image_size < 32:
         raise ValueError(f"--stem imagenet needs images of 32x32 or more, not {image_size}x{image_size}: use "
                          "--stem cifar, or a larger --image_size")
-    memory = utils.device_memory(device)
     images = args.batch_size / parallel.world_size() / (1 if args.amp == "off" else 2)
     size = image_size / (8 if args.stem == "imagenet" else 1)
     needed = images * progressive.min_bytes(stage, size, args.grad_checkpoint)
+    memory = utils.device_memory(device)
     if memory is not None and needed > memory:
         instead = [hint for hint, helps in (("--stem imagenet", args.stem == "cifar" and image_size >= 32),
                                             ("--grad_checkpoint", not args.grad_checkpoint)) if helps]
@@ -260,13 +260,6 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     training = Training(network, optimizer, architect.optimizer, scaler, source.train_batches, source.valid_batches)
     run.keep(**vars(training))
     return architect, training
-
-
-def validate(network: Network, source: SearchData, label: str, record: dict) -> dict:
-    """Loss and accuracy on the held-out split, without augmentation (deviation: the published code augments)."""
-    start = time.perf_counter()
-    loss, top1, _ = engine.evaluate(network, source.validation(), f"{label} validation")
-    return {"valid_loss": loss, "valid_acc": top1, "seconds": record["seconds"] + time.perf_counter() - start}
 
 
 def end_epoch(run: Run, network: Network, record: dict) -> None:

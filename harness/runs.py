@@ -32,7 +32,7 @@ class Run:
     """
 
     @classmethod
-    def open(cls, kind: str, args: Namespace, device: str, state) -> "Run":
+    def open(cls, kind: str, args: Namespace, device: str, state, costs: list[float] | None = None) -> "Run":
         """A new run in SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
 
         device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
@@ -42,11 +42,11 @@ class Run:
         if parallel.rank() == 0:
             log_to_file(path / "log.txt")
         parallel.catch_signals()
-        return cls(kind, path, args, device, state)
+        return cls(kind, path, args, device, state, costs)
 
-    def __init__(self, kind: str, path: Path, args: Namespace, device: str, state):
+    def __init__(self, kind: str, path: Path, args: Namespace, device: str, state, costs: list[float] | None = None):
         self.kind, self.path, self.args, self.device, self.state = kind, path, args, device, state
-        self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, [1.0] * args.epochs
+        self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, costs or [1.0] * args.epochs
         self._saved = checkpoints.load(path, kind) or {}  # the states of the parts, until `keep` restores them
         if self._saved:
             self.next_epoch, self.metrics = self._saved.pop("epoch"), self._saved.pop("metrics")

@@ -119,6 +119,11 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
     return folders[0], folders[1]
 
 
+def imagenet_folders(root: str) -> tuple[Folder, Folder]:
+    """Training and validation images of ROOT/imagenet or ROOT. Raises as `image_folders`."""
+    return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
+
+
 def _split_folder(root: Path, *names: str) -> Path:
     """The first of these folders that exists. Raises OSError or ValueError if it holds no class folders."""
     folder = next((root / name for name in names if (root / name).is_dir()), None)

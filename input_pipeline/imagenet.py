@@ -2,7 +2,6 @@
 import os
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from harness import parallel
 from harness.log import log
-from input_pipeline.batches import batch_per_rank, for_convolutions, to_device
-from input_pipeline.folders import Folder, image_folders, read_image
+from input_pipeline.batches import batch_per_rank, for_convolutions
+from input_pipeline.folders import imagenet_folders, read_image
 
 STATS = (.485, .456, .406), (.229, .224, .225)
 
@@ -69,7 +68,7 @@ class Loader(DataLoader):
     def __init__(self, dataset: ImageFiles, device, **options):
         super().__init__(dataset, **options)
         self.device = device
-        self.statistics = [to_device(torch.tensor(stat).view(-1, 1, 1), device) for stat in STATS]  # once, not per step
+        self.statistics = [torch.tensor(stat, device=device).view(-1, 1, 1) for stat in STATS]  # once, not per step
 
     def __iter__(self):
         images_read = transparent = 0
@@ -110,33 +109,30 @@ def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int
     `batch_size` is global, over all ranks. Without `training` there is no training loader, and any size is allowed.
     Raises as `image_folders` and `batch_per_rank`; ImageError names a bad file.
     """
-    if training:
-        batch_per_rank(batch_size, world_size)  # before a million files are listed
-    train, val = folders(root)
-    val_loader = eval_loader(val.samples, image_size, batch_size, workers, device, rank, world_size)
+    batch = batch_per_rank(batch_size, world_size) if training else max(1, batch_size // world_size)
+    train, val = imagenet_folders(root)
+    val_loader = eval_loader(val.samples, image_size, batch, workers, device, rank, world_size)
     if not training:
         return None, val_loader, train.classes
-    train_loader = training_loader(train.samples, image_size, batch_size, workers, seed, device, rank, world_size,
+    train_loader = training_loader(train.samples, image_size, batch, workers, seed, device, rank, world_size,
                                    jitter=True)
     return train_loader, val_loader, train.classes
 
 
-def folders(root: str) -> tuple[Folder, Folder]:
-    """Training and validation images of ROOT/imagenet or ROOT. Raises as `image_folders`."""
-    return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
-
-
 def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
                     rank: int = 0, world_size: int = 1, jitter: bool = False) -> Loader:
-    """Shuffled random crops and horizontal flips, (B, 3, image_size, image_size); call `set_epoch` every epoch."""
+    """Shuffled random crops and horizontal flips, (B, 3, image_size, image_size); call `set_epoch` every epoch.
+
+    `batch_size` is per rank. Raises ValueError for too few images.
+    """
     from torchvision.transforms import v2
     files = SeededFiles(samples, v2.Compose([
         v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(),
         *([v2.ColorJitter(.4, .4, .4, .2)] if jitter else []), v2.PILToTensor()]))
     files.seed = seed
-    sampler, size = EpochSampler(files, world_size, rank, seed=seed), batch_per_rank(batch_size, world_size)
+    sampler = EpochSampler(files, world_size, rank, seed=seed)
     # Deviation, as in Batches: a last batch of a single image is dropped.
-    loader = Loader(files, device, batch_size=size, sampler=sampler, drop_last=len(sampler) % size == 1,
+    loader = Loader(files, device, batch_size=batch_size, sampler=sampler, drop_last=len(sampler) % batch_size == 1,
                     persistent_workers=workers > 0, **_workers(workers, device))
     if not len(loader):
         raise ValueError(f"{len(files)} training images are too few for {world_size} rank(s): add images")
@@ -145,12 +141,15 @@ def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size:
 
 def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
                 world_size: int = 1, persistent: bool = True) -> Loader:
-    """Centre crops of all images, each once over all ranks. persistent: whether the workers wait for the next pass."""
+    """Centre crops of all images, each once over all ranks; `batch_size` is per rank.
+
+    persistent: whether the workers wait for the next pass.
+    """
     from torchvision.transforms import v2
     files = ImageFiles(samples[rank::world_size], v2.Compose([
         v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
-    return Loader(files, device, batch_size=max(1, batch_size // world_size),
-                  persistent_workers=persistent and workers > 0, **_workers(workers, device))
+    return Loader(files, device, batch_size=batch_size, persistent_workers=persistent and workers > 0,
+                  **_workers(workers, device))
 
 
 def _workers(workers: int, device) -> dict:

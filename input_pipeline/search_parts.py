@@ -11,6 +11,7 @@ import utils
 from harness import parallel
 from input_pipeline import imagenet
 from input_pipeline.batches import Batches, batch_per_rank, eval_batches
+from input_pipeline.folders import imagenet_folders
 from input_pipeline.sets import DataSet, load
 
 Samples = list[tuple[str, int]]  # (path, label)
@@ -29,7 +30,7 @@ class FileBatches:
     """Shuffled batches of augmented image files, streamed: like Batches, but positioned by `seek`.
 
     An image depends only on the seed, the pass and its index, not on the workers. Yields (B, 3, S, S) float32 and
-    (B,); `batch_size` is global, over all ranks. ImageError names a bad file.
+    (B,); `batch_size` is per rank. ImageError names a bad file.
     """
 
     def __init__(self, samples: Samples, image_size: int, batch_size: int, workers: int, seed: int, device,
@@ -85,8 +86,10 @@ def seek(source: SearchData, stage: int, epoch: int, done: int, args: Namespace)
 
 def open_data(args: Namespace, device: torch.device) -> SearchData:
     """The data that the options select. Raises ValueError, OSError."""
-    batch_per_rank(args.batch_size, parallel.world_size())  # before listing a million files
-    return from_files(args, device) if args.dataset == "imagenet" else in_memory(args, device)
+    if args.dataset != "imagenet":
+        return in_memory(args, device)
+    batch_size = batch_per_rank(args.batch_size, parallel.world_size())  # before listing a million files
+    return from_files(args, batch_size, device)
 
 
 def in_memory(args: Namespace, device: torch.device) -> SearchData:
@@ -106,19 +109,19 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
                       image_size)
 
 
-def from_files(args: Namespace, device: torch.device) -> SearchData:
-    """Two stratified splits of a tree of image files."""
+def from_files(args: Namespace, batch_size: int, device: torch.device) -> SearchData:
+    """Two stratified splits of a tree of image files; `batch_size` is per rank."""
     ranks = parallel.rank(), parallel.world_size()
-    train, _ = imagenet.folders(args.tmp_data_dir)
+    train, _ = imagenet_folders(args.tmp_data_dir)
     splits = stratified_split(train.samples, train.classes, args.train_portion, args.valid_portion,
                               utils.derive_seed(args.seed, 2))
     for split, owners, portion in zip(splits, ("weights", "alphas"), ("--train_portion", "--valid_portion")):
         if len(split) < args.batch_size:
             raise ValueError(f"{len(split)} images for the {owners} are fewer than a batch of {args.batch_size}: use a "
                              f"larger {portion}, a smaller --batch_size, or more images")
-    weights, alphas = (FileBatches(split, args.image_size, args.batch_size, args.workers,
+    weights, alphas = (FileBatches(split, args.image_size, batch_size, args.workers,
                                    utils.derive_seed(args.seed, i), device, *ranks) for i, split in enumerate(splits))
-    loader = imagenet.eval_loader(splits[1], args.image_size, args.batch_size, args.workers, device, *ranks,
+    loader = imagenet.eval_loader(splits[1], args.image_size, batch_size, args.workers, device, *ranks,
                                   persistent=False)  # used in few epochs
     return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, splits)), train.classes, args.image_size)
 

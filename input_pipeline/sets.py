@@ -43,10 +43,10 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
         parts = read_digits()
     elif name == "fashion_mnist":
         parts = read_fashion_mnist(root)
-    elif name == "folder":
-        parts = read_folder(root, image_size or 32)
-    else:
+    elif name != "folder":
         parts = read_torchvision(name, root)
+    else:
+        parts = read_folder(root, image_size or 32)
     train, train_target, test, test_target, classes = parts
     if name == "fashion_mnist" and image_size in (None, 32):
         train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))

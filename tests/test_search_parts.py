@@ -7,7 +7,8 @@ from scripts import write_images
 from test_batches import random_set
 from test_sets import one_error_line
 
-from input_pipeline import imagenet, search_parts
+from input_pipeline import search_parts
+from input_pipeline.folders import imagenet_folders
 from input_pipeline.search_parts import search_split
 
 
@@ -56,11 +57,11 @@ def test_a_class_without_an_image_is_named(portions, text):
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     folder = write_images(tmp_path_factory.mktemp("files"), val=1)
-    return imagenet.folders(str(folder))[0].samples  # 24
+    return imagenet_folders(str(folder))[0].samples  # 24
 
 
 def stream(samples, number=0, workers=0, **place):
-    batches = search_parts.FileBatches(samples, 32, 10, workers, 7, "cpu", **place)
+    batches = search_parts.FileBatches(samples, 32, 10 // place.get("world_size", 1), workers, 7, "cpu", **place)
     batches.seek(number)
     return batches
 

@@ -13,6 +13,7 @@ class Architect:
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, grad_clip: float):
         self.model = model
         self.alphas = [model.alphas_normal, model.alphas_reduce]
+        self.start = [alpha.detach().clone() for alpha in self.alphas]  # warm-up leaves them so
         self.weights = [p for p in model.parameters() if p.requires_grad and all(p is not a for a in self.alphas)]
         self.grad_clip = grad_clip
         self.optimizer = torch.optim.Adam(self.alphas, learning_rate, betas=(0.5, 0.999), weight_decay=weight_decay,

@@ -1,6 +1,6 @@
 """The rules of P-DARTS as pure functions on names and numbers: stages, skip dropout, pruning, derivation, limits.
 
-It also measures how decided a search's choices are.
+It also measures how decided a search's choices are, and how far its alphas have moved.
 """
 import math
 import statistics
@@ -179,17 +179,33 @@ def measure_choices(probs: list[list[float]]) -> dict:
             "clear_edges": sum(lead > CLEAR_LEAD for lead in leads)}
 
 
-def near_chance(record: dict) -> bool:
-    """Whether the choices in an epoch's record are close to chance: the median lead is at most CLEAR_LEAD."""
-    return record["lead"] <= CLEAR_LEAD
+def measure_walk(start: list[list[float]], alphas: list[list[float]], learning_rate: float, steps: int) -> dict:
+    """How far the alphas (E, K) have moved from `start`, where warm-up left them, compared with a random walk.
+
+    "displacement": the RMS of the difference, without each edge's mean, which softmax ignores, over learning_rate *
+    sqrt(steps). Adam moves an alpha by about its learning rate per step, so steps without a common direction give 1, or
+    less, since weight decay pulls alphas back. "drift": what steps have in common, sqrt((displacement² - 1) / steps),
+    in learning rates per step; unlike the displacement, it does not grow with the steps. None if nothing could move.
+    """
+    if not steps or not learning_rate:
+        return {"displacement": None, "drift": None}
+    squares = []
+    for before, after in zip(start, alphas, strict=True):
+        moved = [b - a for a, b in zip(before, after, strict=True)]
+        squares += [(value - statistics.fmean(moved)) ** 2 for value in moved]
+    displacement = math.sqrt(statistics.fmean(squares) / steps) / learning_rate
+    return {"displacement": displacement, "drift": math.sqrt(max(0.0, displacement**2 - 1) / steps)}
 
 
-ADVICE = ("The choices are close to chance: on CIFAR the paper's search takes 3,900 alpha steps per stage. More "
-          "--epochs, more data or a larger --arch_learning_rate help.")
+DIRECTION = ("A random walk has a displacement of 1 or less. More means that the alphas have a direction, not that a "
+             "search with another seed shares it: experiments/agreement.py compares searches.")
 
 
 def describe_choices(record: dict) -> str:
     """How decided the choices in an epoch's record are, as a log line."""
+    moved = "" if record.get("displacement") is None else (
+        f"; displacement {record['displacement']:.2f} times a random walk's, drift {record['drift']:.4f} learning "
+        "rates per step")
     return (f"{record['alpha_steps']} alpha steps; normalised entropy of an edge's choice {record['entropy']:.4f}, "
             f"median lead of its most probable candidate {100 * record['lead']:.1f}%, above {100 * CLEAR_LEAD:.0f}% on "
-            f"{record['clear_edges']} of {2 * EDGES} edges")
+            f"{record['clear_edges']} of {2 * EDGES} edges{moved}")

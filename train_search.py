@@ -144,7 +144,7 @@ def main(args: Namespace) -> None:
                 record = search_epoch(stage, epoch, architect, training, meter, args)
                 if epoch >= args.epochs - 4:  # the last 4 epochs of a stage, as published
                     record |= engine.validate(training.network, source.validation(), label, meter)
-            end_epoch(run, training.network, record)
+            end_epoch(run, architect, record)
         log_choices(run.metrics[-1])
         # The weakest candidates of each edge are dropped, so the next supernet can be deeper in the same memory.
         choices = read_choices(run.state, training.network)
@@ -262,12 +262,15 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     return architect, training
 
 
-def end_epoch(run: Run, network: Network, record: dict) -> None:
-    """Add to an epoch's record how decided the alphas are, and save the run."""
-    choices = read_choices(run.state, network)
+def end_epoch(run: Run, architect: Architect, record: dict) -> None:
+    """Add to an epoch's record how decided the alphas are and how far they moved, and save the run."""
+    network, choices = architect.model, read_choices(run.state, architect.model)
+    # A resumed run builds the same supernet again before it restores it, so its alphas start at the same values.
+    start, alphas = (torch.cat(pair).tolist() for pair in (architect.start, architect.alphas))  # (28, K)
     genotype = progressive.derive_genotype(*choices)
     record |= {"skips": count_skips(genotype.normal),
                **progressive.measure_choices(choices.normal_probs + choices.reduce_probs),
+               **progressive.measure_walk(start, alphas, run.args.arch_learning_rate, record["alpha_steps"]),
                "peak_memory_mb": utils.peak_memory_mb(network.alphas_normal.device)}
     for cell in ("normal", "reduce"):
         name, alphas = f"stage{record['stage']}_{cell}", getattr(network, f"alphas_{cell}")
@@ -280,8 +283,8 @@ def log_choices(record: dict) -> None:
     """Log how decided the choices of a stage are, from its last record."""
     if "lead" in record:  # older runs lack it
         log.info(f"stage {record['stage']}: {progressive.describe_choices(record)}")
-        if progressive.near_chance(record):
-            log.info(progressive.ADVICE)
+    if record.get("displacement") is not None:  # nor had the alphas a learning rate of 0
+        log.info(progressive.DIRECTION)
 
 
 def describe(max_skip: int | None, genotype: Genotype, stem: str = "cifar") -> dict:

@@ -149,11 +149,12 @@ def describe_choices(metrics: list[dict]) -> list[str]:
         return []
     rows = [(stage, record["alpha_steps"], f"{record['entropy']:.4f}", f"{100 * record['lead']:.1f} %",
              f"{record['clear_edges']} of {2 * progressive.EDGES}",
-             "close to chance" if progressive.near_chance(record) else "") for stage, record in last.items()]
+             *("–" if record.get(key) is None else f"{record[key]:.{digits}f}"
+               for key, digits in (("displacement", 2), ("drift", 4)))) for stage, record in last.items()]
     head = ("stage", "alpha steps", "entropy of an edge's choice, in units of log K", "median lead of the winner",
-            f"edges with a lead above {100 * progressive.CLEAR_LEAD:.0f} %", "")
-    advice = [f"<p>{progressive.ADVICE}</p>"] if any(map(progressive.near_chance, last.values())) else []
-    return ["<h2>How decided the choices are</h2>", table(rows, head), *advice]
+            f"edges with a lead above {100 * progressive.CLEAR_LEAD:.0f} %",
+            "displacement of the alphas, in units of a random walk's", "drift per step, in learning rates")
+    return ["<h2>How decided the choices are</h2>", table(rows, head), f"<p>{progressive.DIRECTION}</p>"]
 
 
 def training_command(arch: Path, args: dict) -> str:

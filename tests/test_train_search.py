@@ -302,7 +302,8 @@ def test_metrics_have_one_object_per_epoch_with_all_fields(digits):
     assert [(r["stage"], r["epoch"]) for r in records] == [(1, 0), (2, 0), (3, 0)]
     for record in records:
         assert set(record) == {"stage", "epoch", "lr", "skip_dropout", "train_loss", "train_acc", "valid_loss",
-                               "valid_acc", "skips", "alpha_steps", "entropy", "lead", "clear_edges", *MEASURED}
+                               "valid_acc", "skips", "alpha_steps", "entropy", "lead", "clear_edges", "displacement",
+                               "drift", *MEASURED}
         assert all(math.isfinite(value) for value in record.values())  # all epochs are among a stage's last 4
         assert 0 <= record["train_acc"] <= 100 and 0 <= record["valid_acc"] <= 100 and 0 <= record["skips"] <= 8
         assert all(record[name] > 0 for name in ("train_loss", "valid_loss", *MEASURED))
@@ -317,28 +318,55 @@ def test_the_log_has_a_line_every_report_freq_steps_and_names_the_device(digits)
     assert all(line.split(" ", 2)[2] in outcome.err for line in text.splitlines())  # a date and a time in front
 
 
-def test_a_search_says_at_the_end_of_each_stage_that_its_choices_are_next_to_chance(digits):
+def test_a_search_says_at_the_end_of_each_stage_how_decided_its_choices_are_and_how_far_its_alphas_moved(digits):
     """Two steps of 6e-4 move an alpha by about 0.001, so no winner can lead by a tenth; entropy stays all but 1."""
     run_dir, outcome = digits
+    page = (run_dir / "report.html").read_text()
     for record in metrics(run_dir):
         assert record["alpha_steps"] == 2 and 0.999 < record["entropy"] <= 1 and 0 <= record["lead"] < 0.1
         assert record["clear_edges"] == 0
-    page = (run_dir / "report.html").read_text()
-    for stage in (1, 2, 3):
-        assert re.search(rf"stage {stage}: 2 alpha steps; .* 0 of 28 edges\n.*close to chance.*3,900", outcome.err)
-    assert "close to chance" in page and "0 of 28" in page and "--arch_learning_rate" in page
+        moved = f"displacement {record['displacement']:.2f} times a random walk's, drift {record['drift']:.4f} "
+        assert re.search(rf"stage {record['stage']}: 2 alpha steps; .* 0 of 28 edges; {re.escape(moved)}.*\n"
+                         ".*not that a search with another seed shares it", outcome.err)
+        assert f"<td>{record['displacement']:.2f}</td><td>{record['drift']:.4f}</td>" in page
+    assert "0 of 28" in page and "not that a search with another seed shares it" in page
+
+
+def test_without_warm_up_the_displacement_is_that_from_the_initial_alphas(digits):
+    """Its first step moves every alpha by the learning rate; two equal steps go sqrt(2) times as far as a walk's."""
+    for record in metrics(digits[0]):
+        assert 0 < record["displacement"] < 2 ** 0.5 + 1e-3
 
 
 def test_alpha_steps_are_those_since_warm_up_in_each_stage(undisturbed):
     assert [record["alpha_steps"] for record in metrics(undisturbed)] == [0, 1, 2] * 3  # a step an epoch
 
 
-@pytest.mark.parametrize("lead, said", [(0.1, True), (0.11, False), (None, False)])
-def test_a_stage_that_has_decided_or_is_older_than_the_measure_gets_no_advice(lead, said, caplog):
-    record = {"stage": 1, "alpha_steps": 3900, "entropy": 0.5, "lead": lead, "clear_edges": 20}
+def test_an_epoch_without_alpha_steps_has_no_displacement_and_the_others_measure_from_the_end_of_warm_up(undisturbed):
+    alphas = arrays(undisturbed)
+    for record in metrics(undisturbed):
+        if not record["alpha_steps"]:
+            assert record["displacement"] is record["drift"] is None
+            continue
+        rows = np.concatenate([alphas[f"stage{record['stage']}_{cell}"] for cell in ("normal", "reduce")], axis=1)
+        moved = rows[record["epoch"]].astype(float) - rows[WARMUP - 1]  # (28, K)
+        displacement = (moved - moved.mean(1, keepdims=True)).std() / (6e-4 * record["alpha_steps"] ** 0.5)
+        assert record["displacement"] == pytest.approx(displacement)
+
+
+@pytest.mark.parametrize("record", [{"stage": 1}, {"stage": 1, "alpha_steps": 3900, "entropy": 0.5, "lead": 0.2,
+                                                   "clear_edges": 20}])
+def test_a_stage_recorded_before_these_measures_is_logged_without_them(record, caplog):
     with caplog.at_level(logging.INFO, logger="pdarts"):
-        train_search.log_choices(record if lead else {"stage": 1})
-    assert ("close to chance" in caplog.text) is said and ("20 of 28 edges" in caplog.text) is bool(lead)
+        train_search.log_choices(record)
+    assert ("20 of 28 edges" in caplog.text) is ("lead" in record) and "displacement" not in caplog.text
+
+
+def test_alphas_with_a_learning_rate_of_0_have_no_displacement(tmp_path):
+    outcome = run("train_search.py", *SHORT, "--arch_learning_rate", 0, "--save", tmp_path)
+    assert outcome.code == 0 and "displacement" not in outcome.err.replace('"displacement": null', ""), outcome
+    assert all(record["displacement"] is record["drift"] is None for record in metrics(the_run(tmp_path)))
+    assert "<td>–</td><td>–</td>" in (the_run(tmp_path) / "report.html").read_text()
 
 
 def test_the_last_lines_printed_are_genotype_cost_and_the_next_command(digits):

@@ -1,10 +1,14 @@
-"""Do searches choose alike? Compare their alphas in stage 1, where all edges still have 8 candidates.
+"""Do searches choose alike? Compare the candidates' probabilities in searches that differ only in the seed.
 
     python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...]
-Expect a Markdown table with one line per epoch of stage 1, counted from 0 as in the log: means over all pairs of
-searches. For the normal and the reduction cell it has the number of edges on which both prefer the same operation (by
-chance 2 of 14, that is one in seven, because the zero operation is never chosen), the correlation of their alphas, and
-their correlation beyond the means, that is without each operation's mean over the edges.
+Expect a Markdown table: for each stage that all searches have ended, after its first epoch with alpha steps and after
+its last, and for both cells, means over all pairs of searches of
+    correlation   of the probabilities (14 edges, 8 operations; dropped candidates have 0)
+    beyond means  the same without each operation's mean over the edges: do they prefer something on the same edges?
+    same          edges on which both prefer the same operation; the zero operation is never chosen
+    by chance     the mean of `same` if the edges of each search are permuted
+The two p-values, of "beyond means" and of "same", are the fractions of 10,000 such permutations that agree at least as
+much. Searches that prefer the same operations on all edges have a high correlation, but agree on edges by chance only.
 """
 import itertools
 import sys
@@ -14,45 +18,82 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from experiments import significance
 from genotypes import PRIMITIVES
 from harness import cli, records
 from reporting import tables
+from reporting.curves import CELLS, softmax
 
-CELLS = ("normal", "reduce")
+HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "same", "by chance",
+        "p (same)"]
 
 
-def agreement(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """For two searches' alphas (14, 8): edges with the same choice, correlation, correlation beyond the means."""
-    first, second = (alphas - alphas.mean(axis=1, keepdims=True) for alphas in (first, second))
+def probabilities(alphas: dict, stage: int, cell: str, epoch: int) -> np.ndarray:
+    """The probability of each of the 8 operations on each edge, (14, 8), from alphas.npz; dropped ones have 0."""
+    probs, every = softmax(alphas[f"stage{stage}_{cell}"][epoch].astype(float)), np.zeros((14, len(PRIMITIVES)))
+    for row, names, values in zip(every, alphas[f"stage{stage}_{cell}_candidates"], probs, strict=True):
+        row[[PRIMITIVES.index(name) for name in names]] = values
+    return every
+
+
+def products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Each row of the first matrix times each of the second, (14, 14): the sum of its diagonal is their correlation."""
+    first, second = (matrix - matrix.mean() for matrix in (first, second))
+    return first @ second.T / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-300)
+
+
+def without_means(probs: np.ndarray) -> np.ndarray:
+    """Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges."""
+    return probs - probs.mean(axis=0)
+
+
+def same_choice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether an edge of the first search prefers the same operation as one of the second, (14, 14)."""
     eligible = [i for i, name in enumerate(PRIMITIVES) if name != "none"]
-    same = (first[:, eligible].argmax(axis=1) == second[:, eligible].argmax(axis=1)).sum()
-    return [same, correlation(first, second), correlation(first - first.mean(axis=0), second - second.mean(axis=0))]
+    first, second = (probs[:, eligible].argmax(axis=1) for probs in (first, second))
+    return (first[:, None] == second).astype(float)
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    return np.corrcoef(first.ravel(), second.ravel())[0, 1]
+def compare(searches: list[np.ndarray]) -> list[str]:
+    """The columns of HEAD from "pairs" on, for one cell's probabilities (14, 8) in each search."""
+    pairs = list(itertools.combinations(range(len(searches)), 2))
+    correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
+    beyond = significance.agreement({(a, b): products(without_means(searches[a]), without_means(searches[b]))
+                                     for a, b in pairs})
+    same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
+    return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{same.value:.1f}",
+            f"{same.by_chance:.1f}", f"{same.p:.4f}"]
+
+
+def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
+    """The searches' alphas, and their epochs and warm-up epochs per stage. Raises ValueError if they do not match."""
+    paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in run_dirs))
+    if len(paths) < 2:
+        raise ValueError(f"{', '.join(run_dirs)} is one search: pass two or more to compare")
+    args = [records.read_args(path) for path in paths]
+    for path, record in zip(paths, args):
+        if record["kind"] != "search":
+            raise ValueError(f"{path.name} is a run of kind {record['kind']}, which has no alphas: pass searches")
+    lengths = sorted({(record["args"]["epochs"], record["args"]["warmup_epochs"]) for record in args})
+    if len(lengths) > 1:
+        words = " and ".join(f"{epochs} epochs ({warmup} of them warm-up)" for epochs, warmup in lengths)
+        raise ValueError(f"a stage has {words} in these searches: compare searches of equal length")
+    return [records.read_alphas(path) for path in paths], *lengths[0]
 
 
 def main(args: Namespace) -> None:
-    paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in args.run_dirs))
-    if len(paths) < 2:
-        raise ValueError(f"{', '.join(args.run_dirs)} is one search: pass two or more to compare")
-    for path in paths:
-        if (kind := records.read_args(path)["kind"]) != "search":
-            raise ValueError(f"{path.name} is a run of kind {kind}, which has no alphas: pass searches")
-    searches = [[records.read_alphas(path)[f"stage1_{cell}"] for cell in CELLS] for path in paths]
-    lengths = sorted({len(alphas) for search in searches for alphas in search})
-    if len(lengths) > 1:
-        raise ValueError(f"stage 1 has {' and '.join(map(str, lengths))} epochs in these searches: compare searches of "
-                         "equal length, after their first stage")
-    table = [["epoch", *(title for cell in CELLS for title in (f"{cell}: same", "correlation", "beyond means"))]]
-    for epoch in range(lengths[0]):
-        # Each pair of searches has three numbers per cell, and the line has their means over all pairs.
-        pairs = [sum([agreement(a[epoch], b[epoch]) for a, b in zip(*pair)], [])
-                 for pair in itertools.combinations(searches, 2)]
-        # The first of the three is a number of edges, the others are correlations.
-        means = [f"{value:.{1 if i % 3 == 0 else 2}f}" for i, value in enumerate(np.mean(pairs, axis=0))]
-        table.append([str(epoch), *means])
+    searches, epochs, warmup = read_searches(args.run_dirs)
+    steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
+             for record in records.read_run(args.run_dirs[0])[1]}
+    table = [HEAD]
+    # A stage's first epoch with alpha steps, and its last.
+    for stage, epoch in itertools.product((1, 2, 3), sorted({warmup, epochs - 1})):
+        for cell, name in CELLS.items():
+            if all(len(alphas.get(f"stage{stage}_{cell}", ())) == epochs for alphas in searches):
+                table.append([str(stage), str(steps[stage, epoch]), name.split()[0],
+                              *compare([probabilities(alphas, stage, cell, epoch) for alphas in searches])])
+    if len(table) == 1:
+        raise ValueError("some of these searches have not ended their first stage: --resume them")
     print(tables.markdown(table))
 
 

@@ -5,65 +5,116 @@ import numpy as np
 import pytest
 from scripts import run
 
+from experiments import agreement
 from genotypes import PRIMITIVES
 
 CYCLE = [1 + i % 7 for i in range(14)]  # each choice on two edges
+SHIFTED = [*CYCLE[1:], CYCLE[0]]  # each choice on two edges, never the same ones
+EPOCHS = 3  # per stage, one of them warm-up
 
 
-def write_search(folder, normal: list, reduce: list) -> str:
-    """A run directory with the alphas of stage 1: per epoch the operation that leads on each of the 14 edges."""
+def write_search(folder, normal: list, reduce: list, size: float = 1.0, stage2=None) -> str:
+    """A run directory with the alphas of stage 1: per epoch the operation that leads on each of the 14 edges.
+
+    stage2: per edge the 5 candidates of stage 2 in both cells, of which the first leads.
+    """
     folder.mkdir()
-    (folder / "args.json").write_text(json.dumps({"kind": "search", "args": {}}))
-    leading = {"stage1_normal": normal, "stage1_reduce": reduce}
-    np.savez(folder / "alphas.npz", **{key: np.eye(len(PRIMITIVES))[epochs] for key, epochs in leading.items()})
+    args = {"epochs": len(normal), "warmup_epochs": 1}
+    (folder / "args.json").write_text(json.dumps({"kind": "search", "args": args}))
+    alphas = {}
+    for cell, epochs in (("normal", normal), ("reduce", reduce)):
+        alphas[f"stage1_{cell}"] = size * np.eye(len(PRIMITIVES))[epochs]
+        alphas[f"stage1_{cell}_candidates"] = [PRIMITIVES] * 14
+        if stage2:
+            alphas[f"stage2_{cell}"] = np.tile(size * np.eye(5)[0], (len(normal), 14, 1))
+            alphas[f"stage2_{cell}_candidates"] = stage2
+    np.savez(folder / "alphas.npz", **alphas)
+    metrics = [{"stage": stage, "epoch": epoch, "alpha_steps": 100 * epoch}
+               for stage in ((1, 2) if stage2 else (1,)) for epoch in range(len(normal))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
     return str(folder)
 
 
-def lines(*searches) -> list[list[str]]:
+def lines(*searches) -> list[dict]:
     outcome = run("experiments/agreement.py", *searches)
     assert outcome.code == 0, outcome
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in outcome.out.splitlines()]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in outcome.out.splitlines()]
+    assert len(set(head)) == len(head)
+    return [dict(zip(head, row)) for row in rows]
 
 
-def test_an_epochs_line_counts_equal_choices_and_correlates_alphas_with_and_without_an_operations_mean(tmp_path):
-    opposite = [8 - choice for choice in CYCLE]  # the same on the 2 edges of operation 4
-    a = write_search(tmp_path / "a", [CYCLE, CYCLE], [[3] * 7 + [4] * 7, CYCLE])
-    b = write_search(tmp_path / "b", [CYCLE, opposite], [[3] * 6 + [4] * 8, opposite])
-    head, rule, first, second = lines(a, b)
-    assert len(head) == len(rule) == 7 and [first[0], second[0]] == ["0", "1"]
-    assert first[1:4] == ["14.0", "1.00", "1.00"] and first[4] == "13.0"
-    assert second[1] == second[4] == "2.0" and float(second[3]) == pytest.approx(0, abs=0.02)
-    # 14 edges of 8 alphas: 112 values, one in 8 of them a winner's, shared on 13 edges.
-    assert float(first[5]) == pytest.approx((13 / 112 - 1 / 64) / (1 / 8 - 1 / 64), abs=0.005)
+def test_a_stage_has_a_line_after_its_first_alpha_steps_and_one_at_its_end_for_each_cell(tmp_path):
+    halves = [3] * 7 + [4] * 7
+    a = write_search(tmp_path / "a", [CYCLE] * EPOCHS, [halves, halves, CYCLE])
+    b = write_search(tmp_path / "b", [SHIFTED, CYCLE, SHIFTED], [halves, [3] * 6 + [4] * 8, CYCLE])
+    rows = lines(a, b)
+    assert [(row["stage"], row["alpha steps"], row["cell"], row["pairs"]) for row in rows] == [
+        ("1", "100", "normal", "1"), ("1", "100", "reduction", "1"), ("1", "200", "normal", "1"),
+        ("1", "200", "reduction", "1")]
+    first, reduction, last, _ = rows
+    assert (first["correlation"], first["beyond means"], first["same"]) == ("1.00", "1.00", "14.0")
+    # Each of 7 choices is on 2 of 14 edges in both: by chance 7 * 2 * 2 / 14. Only the data itself is so good, 1 of 10,000.
+    assert first["by chance"] == "2.0" and first["p (beyond)"] == first["p (same)"] == "0.0001"
+    assert (last["same"], last["by chance"], last["p (same)"]) == ("0.0", "2.0", "1.0000")
+    # Without equal edges, the 112 values of which 14 lead correlate by (0 - 1/64) / (1/8 - 1/64).
+    assert last["correlation"] == f"{-1 / 7:.2f}" and last["beyond means"] == f"{-1 / 6:.2f}"
+    # Means over the edges: 7 and 7 of 14, and 6 and 8 of 14: by chance (7 * 6 + 7 * 8) / 14.
+    assert (reduction["same"], reduction["by chance"]) == ("13.0", "7.0")
 
 
-def test_the_zero_operation_leads_and_is_no_choice(tmp_path):
-    folder = tmp_path / "a"
-    a, b = (write_search(tmp_path / name, [CYCLE], [CYCLE]) for name in "ab")
-    alphas = np.eye(len(PRIMITIVES))[[CYCLE]]
-    alphas[..., 0] = 5
-    np.savez(folder / "alphas.npz", stage1_normal=alphas, stage1_reduce=alphas)
-    assert lines(a, b)[2][1] == "14.0"
+def test_what_all_edges_prefer_correlates_but_is_beyond_no_mean(tmp_path):
+    """Both searches prefer operation 3, each on all edges but two of its own."""
+    a, b = ([[4] * 2 + [3] * 12], [[3] * 12 + [4] * 2])
+    a, b = (write_search(tmp_path / name, choice * EPOCHS, choice * EPOCHS) for name, choice in (("a", a), ("b", b)))
+    row = lines(a, b)[-1]
+    # 12 of 14 edges and 2 of 14: by chance (12 * 12 + 2 * 2) / 14, and 10 are the same.
+    assert (row["same"], row["by chance"]) == ("10.0", f"{148 / 14:.1f}")
+    assert float(row["correlation"]) > 0.6 and float(row["beyond means"]) < 0 and float(row["p (beyond)"]) == 1
+
+
+def test_the_zero_operation_leads_and_is_no_choice():
+    probs = np.full((14, 8), 0.1)
+    probs[range(14), CYCLE] = 0.2
+    probs[:, 0] = 0.5
+    assert agreement.same_choice(probs, probs).trace() == 14 and agreement.same_choice(probs, probs).sum() == 28
+
+
+def test_dropped_candidates_have_no_probability_in_the_next_stage(tmp_path):
+    kept, other = ([name for name in PRIMITIVES[1:6]], [name for name in PRIMITIVES[3:8]])
+    a, b = (write_search(tmp_path / name, [CYCLE] * EPOCHS, [CYCLE] * EPOCHS, stage2=[names] * 14)
+            for name, names in (("a", kept), ("b", other)))
+    rows = lines(a, b)
+    assert [row["stage"] for row in rows] == ["1"] * 4 + ["2"] * 4
+    alphas = {f"stage2_normal{end}": value for end, value in (("", np.tile(np.log([4, 1, 1, 1, 1]), (1, 14, 1))),
+                                                              ("_candidates", np.array([kept] * 14)))}
+    expected = [0, 0.5, 0.125, 0.125, 0.125, 0.125, 0, 0]
+    assert np.allclose(agreement.probabilities(alphas, 2, "normal", 0), [expected] * 14)
+    # The two prefer operations 1 and 3, each on all of its edges.
+    assert (rows[-1]["same"], rows[-1]["by chance"], rows[-1]["p (same)"]) == ("0.0", "0.0", "1.0000")
 
 
 def test_a_line_is_a_mean_over_all_pairs(tmp_path):
     """Three searches, of which two are the same: pairs that share 14, 7 and 7 edges."""
-    searches = [write_search(tmp_path / name, [[i] * 7 + [4] * 7], [CYCLE])
+    searches = [write_search(tmp_path / name, [[i] * 7 + [4] * 7] * EPOCHS, [CYCLE] * EPOCHS)
                 for i, name in ((1, "a"), (1, "b"), (2, "c"))]
-    assert lines(*searches)[2][1] == f"{28 / 3:.1f}"
+    row = lines(*searches)[0]
+    assert row["same"] == f"{28 / 3:.1f}" and row["pairs"] == "3"
 
 
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "one search"),
-                                                 (["a", "longer"], 1, "1 and 2 epochs"),
+                                                 (["a", "longer"], 1, "2 epochs (1 of them warm-up) and 3 epochs"),
                                                  (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
+                                                 (["a", "unfinished"], 1, "not ended their first stage"),
                                                  (["a", "damaged"], 1, "damaged/alphas.npz")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
-    write_search(tmp_path / "a", [CYCLE], [CYCLE])
-    write_search(tmp_path / "longer", [CYCLE] * 2, [CYCLE] * 2)
-    write_search(tmp_path / "damaged", [CYCLE], [CYCLE])
+    write_search(tmp_path / "a", [CYCLE] * 2, [CYCLE] * 2)
+    write_search(tmp_path / "longer", [CYCLE] * 3, [CYCLE] * 3)
+    write_search(tmp_path / "damaged", [CYCLE] * 2, [CYCLE] * 2)
     (tmp_path / "damaged" / "alphas.npz").write_text("no zip file")
+    write_search(tmp_path / "unfinished", [CYCLE], [CYCLE])
+    (tmp_path / "unfinished" / "args.json").write_text((tmp_path / "a" / "args.json").read_text())
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "args.json").write_text(json.dumps({"kind": "eval", "args": {}}))
     outcome = run("experiments/agreement.py", *[tmp_path / name for name in names])

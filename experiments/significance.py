@@ -1,0 +1,59 @@
+"""Is it more than chance? Pure functions: the difference of two groups, and the agreement of rows that match."""
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+DRAWS = 9999  # random permutations: the smallest p is 1 / (DRAWS + 1)
+
+
+class Difference(NamedTuple):
+    value: float  # the first group's mean minus the second's
+    low: float | None  # Welch's 95% interval; None if a group has a single value, or no value differs from its group's
+    high: float | None
+    p: float  # two-sided, of a permutation test
+
+
+def difference(first: list[float], second: list[float]) -> Difference:
+    """How much two groups differ in the mean.
+
+    The permutation test takes every way to divide the values into groups of these sizes (the data and DRAWS random ways
+    if there are more than 200,000); p is the fraction of ways with at least this difference, in either direction.
+    """
+    n, m, values = len(first), len(second), np.array([*first, *second], float)
+    low = high = None
+    if min(n, m) > 1 and any(np.ptp(group) > 0 for group in (first, second)):
+        low, high = map(float, stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95))
+    if math.comb(n + m, n) <= 200_000:
+        ways = np.array(list(itertools.combinations(range(n + m), n)))  # the first of them is the data
+    else:
+        ways = np.tile(np.arange(n + m), (DRAWS + 1, 1))
+        ways[1:] = np.random.default_rng(0).permuted(ways[1:], axis=1)
+    sums = values[ways[:, :n]].sum(axis=1)
+    found = sums / n - (values.sum() - sums) / m
+    # The same difference, summed in another order, may differ by rounding.
+    return Difference(float(found[0]), low, high, float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9)))
+
+
+class Agreement(NamedTuple):
+    value: float  # sum over the matching rows, mean over the pairs
+    by_chance: float  # its mean over all permutations
+    p: float  # one-sided, of a permutation test
+
+
+def agreement(tables: dict[tuple[int, int], np.ndarray]) -> Agreement:
+    """Whether rows that match agree more than rows that do not.
+
+    tables: for each pair (a, b) of objects 0, 1, 2, ... how much row i of a agrees with row j of b, (rows, rows). The
+    test permutes the rows of each object but the first; p is the fraction of DRAWS permutations, and of the data
+    itself, with at least this agreement.
+    """
+    rows, rng = len(next(iter(tables.values()))), np.random.default_rng(0)
+    orders = [np.tile(np.arange(rows), (DRAWS + 1, 1)) for _ in range(1 + max(b for _, b in tables))]
+    for order in orders[1:]:  # (DRAWS + 1, rows); the first line stays as it is: the data
+        order[1:] = rng.permuted(order[1:], axis=1)
+    sums = np.mean([table[orders[a], orders[b]].sum(axis=1) for (a, b), table in tables.items()], axis=0)
+    by_chance = np.mean([table.mean() for table in tables.values()]) * rows
+    return Agreement(float(sums[0]), float(by_chance), float(np.mean(sums >= sums[0] - 1e-9)))

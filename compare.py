@@ -3,8 +3,9 @@
     python compare.py RUN_DIR... [--json | --markdown | --latex] [--plot FILE]
 An evaluation run belongs to a search if it trained that search's cell, or the cell of its first stage alone. Searches
 that differ only in the seed share a row: mean and standard deviation (n - 1) over the searches, of each the mean of its
-evaluations. All random:SEED cells share a row, too, the baseline of every other row. A row of one cell is over its
-evaluation runs. Hours are device-hours, of one search and of one evaluation.
+evaluations. All random:SEED cells share a row, too, the baseline of every other row, and so do the dealt cells of
+experiments/evidence.py. A row of one cell is over its evaluation runs. Hours are device-hours, of one search and of
+one evaluation.
 """
 import argparse
 import json
@@ -132,7 +133,9 @@ def other_cell(evaluations: list[dict]) -> dict:
     arch, genotype = evaluations[0]["args"]["arch"], evaluations[0]["genotype"]
     published = arch in genotypes.PUBLISHED or genotype in genotypes.PUBLISHED.values()
     kind = "random" if arch.startswith("random:") else "published" if published else "other"
-    group = kind if kind == "random" else json.dumps(genotype or arch)
+    if "-dealt-" in Path(arch).name:  # by experiments/evidence.py
+        kind = "dealt"
+    group = kind if kind in ("random", "dealt") else json.dumps(genotype or arch)
     return {"kind": kind, "name": arch, "search": None, "group": group, "genotype": genotype,
             "evaluations": evaluations}
 
@@ -187,7 +190,7 @@ def describe_finding(cells: list[dict], parts: list[dict], searches: list[dict])
     if len(parts) == 1:
         row |= {"genotype": parts[0]["genotype"], "cell": parts[0]["arch"]}
     if not cells[0]["search"]:
-        return row if len(parts) == 1 else row | {"cell": "random cells"}
+        return row if len(parts) == 1 else row | {"cell": f"{row['kind']} cells"}
     finished = f"{sum(part['state'] == 'finished' for part in parts)} of {len(parts)} finished"
     seeds = [part["seed"] for part in parts]
     return row | {"run": name_searches(cells, searches), "searches": [part["name"] for part in parts],

@@ -12,8 +12,9 @@ from reporting.curves import STYLE, render
 BLANK = "–"
 SHARED = {"data": "Data of all searches", "device": "Device of all searches", "evaluation": "All evaluations"}
 MAIN = ["dataset", "epochs", "init_channels", "layers"]  # settings that every row prints
-COLORS = {"P-DARTS": "#0072B2", "without skip dropout": "#56B4E9", "one stage": "#009E73", "random": "#606060",
-          "published": "#D55E00", "other": "#CC79A7"}  # by kind, in the order of rows; Okabe and Ito's
+COLORS = {"P-DARTS": "#0072B2", "without skip dropout": "#56B4E9", "one stage": "#009E73", "dealt": "#E69F00",
+          "random": "#606060", "published": "#D55E00",  # by kind, in the order of rows; Okabe and Ito's
+          "other": "#CC79A7"}
 
 
 # ---- tables

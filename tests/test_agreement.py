@@ -53,7 +53,7 @@ def test_a_stage_has_a_line_after_its_first_alpha_steps_and_one_at_its_end_for_e
         ("1", "200", "reduction", "1")]
     first, reduction, last, _ = rows
     assert (first["correlation"], first["beyond means"], first["same"]) == ("1.00", "1.00", "14.0")
-    # Each of 7 choices is on 2 of 14 edges in both: by chance 7 * 2 * 2 / 14. Only the data itself is so good, 1 of 10,000.
+    # Each of 7 choices is on 2 of 14 edges in both: by chance 7 * 2 * 2 / 14. Of 10,000, only the data is so good.
     assert first["by chance"] == "2.0" and first["p (beyond)"] == first["p (same)"] == "0.0001"
     assert (last["same"], last["by chance"], last["p (same)"]) == ("0.0", "2.0", "1.0000")
     # Without equal edges, the 112 values of which 14 lead correlate by (0 - 1/64) / (1/8 - 1/64).

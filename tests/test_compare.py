@@ -85,6 +85,14 @@ def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):
     assert row["unfinished"] == {"eval-2": "epoch 1/2"}
 
 
+def test_dealt_cells_share_a_row(tmp_path):
+    dealt = [write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], genotypes.load(f"random:{i}"),
+                              arch=f"cells/cifar-dealt-10-{i}.json") for i, accuracy in enumerate((96.0, 94.0))]
+    row, = compare.compare(dealt)
+    assert (row["kind"], row["cell"], row["over"], row["n"]) == ("dealt", "dealt cells", "cells", 2)
+    assert row["last_error"] == pytest.approx(5.0) and row["last_std"] == pytest.approx(2 ** 0.5)
+
+
 def test_three_evaluations_have_the_textbook_deviation(tmp_path):
     row, = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], seed=i)
                             for i, accuracy in enumerate((97.0, 95.0, 93.0))])

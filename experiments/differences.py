@@ -1,0 +1,129 @@
+"""Which kinds of cells do better? The differences of their errors, with intervals and tests.
+
+    python experiments/differences.py RUN_DIR RUN_DIR [...] [--plot FILE]
+The runs are searches and evaluations, as for compare.py. Expect a Markdown table with one line for each two kinds of
+cells (P-DARTS, one stage, dealt, random, ...): the difference of their mean test errors after the last epoch, in points
+(negative: the first has fewer errors) and in standard deviations of the random cells, Welch's 95% interval, and the p
+of an exact permutation test. A cell counts once, with the mean of its runs. Evaluations in different settings have
+tables of their own. --plot draws the error of each cell against its network's multiply-adds.
+"""
+import itertools
+import statistics
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import compare
+import genotypes
+import utils
+from experiments import significance
+from harness import cli
+from harness.files import replace_file
+from model import NetworkCIFAR, NetworkImageNet
+from reporting import tables
+from reporting.curves import STYLE, render
+from reporting.tables import BLANK, COLORS
+
+HEAD = ["cells", "n", "difference (points)", "95% interval", "p", "difference (std of random cells)"]
+
+
+class Cell(NamedTuple):
+    kind: str  # as in compare.py's table
+    error: float  # in percent, mean over its runs
+    run: str  # the name of one of them
+    genotype: dict
+
+
+def read_settings(run_dirs: list[str]) -> dict[str, list[Cell]]:
+    """The trained cells in each setting that they were trained in. Raises ValueError if there are none."""
+    settings = {}
+    for row in compare.compare(run_dirs):
+        cells = [Cell(row["kind"], statistics.mean(part["last_errors"]), part["runs"][0], part["genotype"])
+                 for part in row["cells"] if part["n"]]
+        if cells:
+            settings.setdefault(", ".join(tables.describe_setting(row["setting"])), []).extend(cells)
+    if not settings:
+        raise ValueError("none of these runs is a finished evaluation: pass evaluations, and the searches of their "
+                         "cells")
+    return settings
+
+
+def compare_kinds(cells: list[Cell]) -> list[list[str]]:
+    """The lines of the table for the cells of one setting."""
+    groups = {}
+    for cell in cells:
+        groups.setdefault(cell.kind, []).append(cell.error)
+    random = groups.get("random", [])
+    std = statistics.stdev(random) if len(random) > 1 else 0
+    lines = []
+    for (first, a), (second, b) in itertools.combinations(groups.items(), 2):
+        found = significance.difference(a, b)
+        lines.append([f"{first} − {second}", f"{len(a)}, {len(b)}", signed(found.value),
+                      BLANK if found.low is None else f"{signed(found.low)} to {signed(found.high)}", f"{found.p:.4f}",
+                      signed(found.value / std, 1) if std else BLANK])
+    return lines
+
+
+def signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+# ---- figure
+
+def multiply_adds(cell: Cell, args: dict) -> int:
+    """Of the network that a run has trained, with 10 classes on small images; more would add as much to each cell."""
+    size = args.get("image_size") or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
+    genotype = genotypes.Genotype(**cell.genotype)
+    with torch.device("meta"):  # only shapes are needed
+        network = (NetworkImageNet(args["init_channels"], 1000, args["layers"], False, genotype)
+                   if args["dataset"] == "imagenet" else
+                   NetworkCIFAR(args["init_channels"], 10, args["layers"], False, genotype))
+    return utils.count_multiply_adds(network, size)
+
+
+@rc_context(STYLE)
+def plot(settings: dict[str, list[Cell]], runs: dict[str, dict], path: Path) -> None:
+    """Draw error against multiply-adds, a dot per cell, a panel per setting. runs: name -> options. Raises OSError."""
+    figure = Figure((4.8, 3.2 * len(settings)), layout="constrained")
+    for ax, (setting, cells) in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings.items()):
+        sizes = [multiply_adds(cell, runs[cell.run]) / 1e6 for cell in cells]
+        for kind in dict.fromkeys(cell.kind for cell in cells):
+            dots = [(size, cell.error) for size, cell in zip(sizes, cells) if cell.kind == kind]
+            ax.plot(*zip(*dots), "o", color=COLORS[kind], markersize=5, alpha=0.8, markeredgewidth=0, label=kind)
+        errors = [cell.error for cell in cells]
+        correlated = f"; correlation {np.corrcoef(sizes, errors)[0, 1]:.2f}" if len(cells) > 2 else ""
+        ax.set_title(setting + correlated, loc="left")
+        ax.set_xlabel("multiply-adds of the trained network (M)")
+        ax.set_ylabel("top-1 error, last epoch (%)")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    replace_file(path, render(figure, path.suffix[1:]))
+
+
+# ---- command line
+
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of searches and evaluations")
+    parser.add_argument("--plot", type=compare.figure_file, metavar="FILE",
+                        help="plot error against multiply-adds as .svg or .png")
+    return parser
+
+
+def main(args: Namespace) -> None:
+    settings = read_settings(args.run_dirs)
+    for setting, cells in settings.items():
+        print((f"\n{setting}:\n\n" if len(settings) > 1 else "") + tables.markdown([HEAD, *compare_kinds(cells)]))
+    if args.plot:
+        runs = [compare.read_run(run_dir) for run_dir in args.run_dirs]
+        plot(settings, {run["name"]: run["args"] for run in runs}, args.plot)
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser().parse_args)

@@ -30,12 +30,19 @@ def load(run_dir: Path, kind: str) -> dict | None:
     path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
     if not path.exists():
         return None
+    if (checkpoint := read(path, kind)) is not None:
+        return checkpoint
+    command = shlex.join(["mv", str(previous), str(path)])
+    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
+    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
+
+
+def read(path: Path, kind: str) -> dict | None:
+    """The checkpoint in a file, on the CPU, or None if it is damaged or of another kind of run; never runs code."""
     content = path.read_bytes()
     if hashlib.sha256(content[:-32]).digest() == content[-32:]:
         with contextlib.suppress(Exception):  # a foreign file can fail in any way
             checkpoint = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
             if checkpoint["kind"] == kind:
                 return checkpoint
-    command = shlex.join(["mv", str(previous), str(path)])
-    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
-    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
+    return None

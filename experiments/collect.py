@@ -1,8 +1,10 @@
 """Copy the records of an experiment's finished runs, without weights and without the path of the script.
 
     python experiments/collect.py OUT results
-Expect results/RUN/ for each finished run in OUT/runs, with args.json, metrics.jsonl and genotype.json, and for a search
-alphas.npz and genotypes.json: all files that compare.py and visualize.py read.
+Expect results/RUN/ for each finished run in OUT/runs and OUT/controls, with args.json, metrics.jsonl and genotype.json,
+and for a search alphas.npz and genotypes.json: all files that compare.py and visualize.py read. The losses that
+ablation.py measured are copied to results/supernets/. The names contain that of the data (eval-cifar-..., eval-fashion-
+...), so the records of several settings can share a folder. Nothing is copied if a record is damaged.
 """
 import json
 import shlex
@@ -27,10 +29,17 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
-    found = [compare.read_run(str(path.parent)) for path in sorted((args.out / "runs").glob("*/args.json"))]
+    found = [compare.read_run(str(path.parent)) for folder in ("runs", "controls")
+             for path in sorted((args.out / folder).glob("*/args.json"))]
     if not found:
         raise ValueError(f"{args.out} holds no runs: pass the --out of experiments/evidence.py")
     finished = [run for run in found if compare.state(run) == "finished"]
+    for run in finished:
+        if run["kind"] == "search":
+            records.read_alphas(run["path"])
+    for path in (args.out / "supernets").glob("*.json"):
+        (args.results / "supernets").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, args.results / "supernets" / path.name)
     for run in finished:
         folder = args.results / run["name"]
         folder.mkdir(parents=True, exist_ok=True)

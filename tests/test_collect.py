@@ -2,7 +2,9 @@
 import json
 from types import SimpleNamespace
 
-from scripts import run
+import numpy as np
+import pytest
+from scripts import error_line, run, snapshot
 from test_compare import write_evaluation, write_search
 
 
@@ -14,6 +16,7 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
     runs = tmp_path / "out" / "runs"
     runs.mkdir(parents=True)
     write_search(runs / "search-1", seed=1)
+    np.savez(runs / "search-1" / "alphas.npz", stage1_normal=np.zeros((1, 14, 8)))
     write_evaluation(runs / "eval-1", [0.0, 95.0])
     write_evaluation(runs / "eval-2", [90.0])  # the first of two epochs
     for name in ("search-1", "eval-1", "eval-2"):
@@ -34,6 +37,41 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
         assert kept.args == json.loads((runs / name / "args.json").read_text())["args"]
         metrics = f"{name}/metrics.jsonl"
         assert (tmp_path / "results" / metrics).read_bytes() == (runs / metrics).read_bytes()
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The --out of an experiment: a search, an evaluation, a control, and the losses of a supernet."""
+    for folder in ("runs", "controls", "supernets"):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+    for path in (tmp_path / "out" / "runs" / "search-a", tmp_path / "out" / "controls" / "search-twin"):
+        write_search(path, seed=1)
+        np.savez(path / "alphas.npz", stage1_normal=np.zeros((1, 14, 8)))
+    write_evaluation(tmp_path / "out" / "runs" / "eval-a", [0.0, 95.0])
+    for path in (tmp_path / "out").glob("*/*/args.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"command": "python train.py"}))
+    (tmp_path / "out" / "supernets" / "a.json").write_text("{}")
+    (tmp_path / "out" / "supernets" / "a.pt").write_bytes(b"weights")
+    return tmp_path / "out"
+
+
+def test_controls_and_what_was_measured_on_supernets_are_collected_beside_older_records(out, tmp_path):
+    write_evaluation(tmp_path / "eval-fashion", [0.0, 80.0])
+    before = snapshot(tmp_path / "eval-fashion")
+    assert run("experiments/collect.py", out, tmp_path).code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "search-a", "search-twin", "eval-a", "eval-fashion",
+                                                          "supernets"}
+    assert files(tmp_path / "supernets") == {"a.json"} and snapshot(tmp_path / "eval-fashion") == before
+
+
+@pytest.mark.parametrize("name", ["runs/search-a/alphas.npz", "controls/search-twin/metrics.jsonl",
+                                  "runs/eval-a/genotype.json"])
+def test_a_damaged_record_is_one_line_and_nothing_is_overwritten(name, out, tmp_path):
+    assert run("experiments/collect.py", out, tmp_path / "results").code == 0
+    (out / name).write_text("{")
+    before = snapshot(tmp_path)
+    assert name.rpartition("/")[0] in error_line(run("experiments/collect.py", out, tmp_path / "results"), 1)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

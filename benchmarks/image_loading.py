@@ -1,6 +1,6 @@
 """Images per second of the CIFAR training input against torchvision's per-image transforms, on one core, interleaved.
 
-    python benchmarks/input_pipeline.py
+    python benchmarks/image_loading.py
 Both crop (padding 4), flip horizontally, normalise and cut out 16x16 squares of 32x32 colour images, in batches of 96.
 """
 import statistics
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import file_to_write, machine, write_json
@@ -38,6 +37,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args) -> None:
+    from torchvision.transforms import v2  # here, because it loads all models
     torch.set_num_threads(1)
     torch.manual_seed(0)
     mean, std = CIFAR_STATS["cifar10"]

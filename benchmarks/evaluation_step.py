@@ -30,6 +30,7 @@ from measure import (
 )
 
 import genotypes
+import utils
 from harness import cli
 from model import NetworkCIFAR
 
@@ -51,16 +52,17 @@ def loss_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target) + 0.4 * F.cross_entropy(logits_aux, target)
 
 
-def make_step(model: nn.Module, fused: bool):
-    """A function that takes one training step on (images, target)."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4, fused=fused)
+def make_step(model: nn.Module, fused: bool, scaler: torch.amp.GradScaler | None = None):
+    """A function that takes one training step on (images, target), with the gradient scaler of fp16 if there is one."""
+    optimizer = (utils.sgd(model.parameters(), 0.025, 0.9, 3e-4) if fused else
+                 torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4))
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
 
     def step(images: Tensor, target: Tensor) -> None:
         loss = loss_of(model, images, target)
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
+        scaler.scale(loss).backward()
+        utils.clipped_step(optimizer, scaler, 5.0)
     return step
 
 

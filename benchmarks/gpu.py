@@ -1,72 +1,69 @@
 """One GPU, one command: correctness, speed, bottlenecks, and the device-hours of the published runs.
 
-    python benchmarks/gpu.py --json gpu.json               # under 8 minutes on an H100
+    python benchmarks/gpu.py --json gpu.json               # ends within 8 minutes
     python benchmarks/gpu.py --device cpu                  # the same at toy sizes, to check that it runs
 `plain` is the reference implementation, in steps as a script would first write them (search_step.py,
 evaluation_step.py). `definition` is the reference (`network.fast = False`) in the scripts' own steps, `fast` is their
-default. Seconds are wall-clock time per step, over several steps in a row. Times is the speed-up over the first variant
-of the same step. Peak MB is the peak above what was allocated before a step. The profile gives the number of kernels of
-a step, and the fraction of its time in which the GPU runs them. Errors are relative; for `twice` they are the number of
-tensors that differ. Float32 convolutions use TF32, torch's default.
+default. Float32 is without TF32, as in the scripts, unless a variant says tf32. Seconds are wall-clock time per step,
+over several steps in a row. Times is the speed-up over the first variant of the same step. Peak MB are torch's
+allocations, with weights and optimizer; on a CPU only those above them. The profile gives the number of kernels of a
+step, and the fraction of its time in which the GPU runs them. Errors are relative; for `twice` they are the number of
+tensors that differ; for `waits` 1 if a step of a script's own loop waits for the device. `loop` is a script's own loop,
+`input` its batches without training. The last rows tell for each network which of fast and definition is quicker.
+Each group of rows has a process of its own; one that fails is a row with its reason. When time runs out, the last of
+the groups below are left out. The exit status is 1 if a number is wrong or missing, or a group has failed.
 """
 import argparse
+import math
+import multiprocessing
 import os
+import signal
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import evaluation_step
-import golden
-from measure import difference, file_to_write, machine, write_json
-from steps import (
-    STAGES,
-    attempt,
-    build,
-    make_batch,
-    make_network,
-    measure_compiled,
-    measure_steps,
-    profile_steps,
-    step_kinds,
-    step_seconds,
-)
+import gpu_groups
+from gpu_groups import GROUPS, NEEDED, OPTIONAL
+from measure import file_to_write, write_json
+from steps import NETWORKS, STAGES, step_kinds
 
 import utils
 from harness import cli
-from input_pipeline import DataSet
-from input_pipeline.batches import Batches
-from input_pipeline.sets import CIFAR_STATS
 from reporting import tables
-from train_search import weight_step
 
 SIZES = {"cuda": {"channels": 16, "image_size": 32, "batch_size": 96, "cells": (5, 11, 17), "evaluation_channels": 36,
-                  "evaluation_cells": 20, "small_cells": 6, "evaluation_batch_size": 128, "train_images": 50_000,
-                  "warmup": 3, "steps": 5, "repeats": 3, "compile_seconds": 90},
+                  "evaluation_cells": 20, "small_cells": 6, "evaluation_batch_size": 128, "other_batch_size": 96,
+                  "imagenet_channels": 48, "imagenet_cells": 14, "imagenet_batch_size": 128, "loop_steps": 20,
+                  "file_steps": 16, "distinct_files": 64, "workers": 4, "warmup": 3, "steps": 5, "repeats": 3,
+                  "compile_seconds": 90},
          "cpu": {"channels": 2, "image_size": 8, "batch_size": 4, "cells": (1, 1, 2), "evaluation_channels": 2,
-                 "evaluation_cells": 2, "small_cells": 1, "evaluation_batch_size": 2, "train_images": 200,
-                 "warmup": 1, "steps": 1, "repeats": 1, "compile_seconds": 0}}
-NETWORKS = (*STAGES, "evaluation")
-NEEDED = ("plain", "definition", "fast")
-OPTIONAL = ("fast, channels-last", "definition, channels-last", "fast, bf16", "fast, channels-last, bf16",
-            "fast, checkpointed")
+                 "evaluation_cells": 2, "small_cells": 1, "evaluation_batch_size": 2, "other_batch_size": 3,
+                 "imagenet_channels": 2, "imagenet_cells": 2, "imagenet_batch_size": 2, "loop_steps": 6,
+                 "file_steps": 6, "distinct_files": 2, "workers": 2, "warmup": 1, "steps": 1, "repeats": 1,
+                 "compile_seconds": 0}}
+MAX_SECONDS = 180  # of a group: one that hangs must not take the others' time
 # Fields of a row, in the table and in --json, and their formats; `way` is the variant.
 FIELDS = {"what": "", "way": "", "seconds": ".4f", "times": ".2f", "images_per_second": ".0f", "peak_mb": ".1f",
           "kernels": ".0f", "busy": ".0%", "error": ".1e", "hours": ".2f", "note": ""}
 # The largest allowed errors, by the first word of `what`.
-MAX_ERRORS = {"vectors": 1e-8, "float64": 1e-8, "third": 0.05, "twice": 0}
+MAX_ERRORS = {"vectors": 1e-8, "float64": 1e-8, "third": 0.05, "twice": 0, "waits": 0}
+# A server imports torch once for all groups; Windows has none.
+processes = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+PRELOADED = ["gpu_groups", "torch._dynamo", "torchvision.transforms.v2"]
 
 
 def parse_args() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda",
                         help="cuda, or cpu at toy sizes; default: cuda")
-    parser.add_argument("--minutes", type=cli.number(float, 0), default=7.0,
-                        help="time limit, after which optional rows are skipped")
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP",
+                        help=f"what to measure; default: {' '.join(GROUPS)}")
+    parser.add_argument("--minutes", type=cli.number(float, 0), default=7.5,
+                        help="time limit, after which the remaining groups are left out")
     parser.add_argument("--compile_seconds", type=cli.number(float, 0),
                         help="time limit for compiling a network; default: 90, on a CPU 0")
     parser.add_argument("--json", type=file_to_write, help="write all rows to this file")
@@ -81,7 +78,7 @@ class Report:
     """The rows so far: printed and saved to --json one by one, and printed as a table at the end."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.rows, self.start = args, [], time.perf_counter()
+        self.args, self.rows, self.start, self.device = args, [], time.perf_counter(), args.device
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
@@ -90,8 +87,12 @@ class Report:
         return 60 * self.args.minutes - self.elapsed()
 
     def add(self, what: str, variant: str, result: dict) -> None:
-        row = dict.fromkeys(FIELDS) | {"what": what, "way": variant} | result
-        self.rows.append(row)
+        """Add a row, or complete the one of this step and variant."""
+        row = self.find(what, variant)
+        if not row:
+            row = dict.fromkeys(FIELDS) | {"what": what, "way": variant}
+            self.rows.append(row)
+        row |= result
         # The first variant of a step is the one that the others are compared with.
         first = next(r for r in self.rows if r["what"] == what)
         if row["seconds"] and first["seconds"]:
@@ -100,193 +101,166 @@ class Report:
             f"{name} {text}" for name, text in zip(FIELDS, format_row(row)) if text and name not in ("what", "way")),
             flush=True)
         # The file is rewritten after each row, so that an interrupted run keeps its rows.
-        write_json(self.args, self.rows)
+        write_json(self.args, self.rows, self.device)
 
     def find(self, what: str, variant: str) -> dict:
-        return next((r for r in self.rows if (r["what"], r["way"]) == (what, variant)), dict.fromkeys(FIELDS))
+        return gpu_groups.find(self.rows, what, variant)
 
-    def reject_errors(self) -> None:
-        """Raise ValueError if an error exceeds its bound, is NaN or is missing."""
-        wrong = []
-        for row in self.rows:
-            bound = MAX_ERRORS.get(row["what"].split()[0])
-            if bound is not None and (row["error"] is None or not row["error"] <= bound):
-                wrong.append(f"{row['what']} ({row['way']})")
+    def seconds(self, what: str, variant: str) -> float | None:
+        return self.find(what, variant).get("seconds")
+
+    def reject_wrong(self) -> None:
+        """Raise ValueError if a group has failed, or a number is NaN, exceeds its bound or is missing."""
+        bounds = {what: bound for what, bound in MAX_ERRORS.items() if what != "waits" or self.args.device == "cuda"}
+        wrong = [f"{row['what']} ({row['way']})" for row in self.rows if is_wrong(row, bounds)]
         if wrong:
-            raise ValueError(f"wrong results on this device, see the errors in the table: {', '.join(wrong)}")
+            raise ValueError(f"wrong or missing on this device, see the table: {', '.join(wrong)}")
 
     def print_table(self) -> None:
-        print(f"\n{machine(self.args.device)}, {self.elapsed():.0f} s\n")
+        print(f"\n{self.device}, {self.elapsed():.0f} s\n")
         titles = [name.replace("_", " ") for name in FIELDS]
-        print(tables.markdown([titles, *map(format_row, self.rows)]))
+        print(tables.markdown([titles, *map(format_row, self.rows)]), flush=True)
 
 
 def format_row(row: dict) -> list[str]:
     return ["" if row[name] is None else format(row[name], spec) for name, spec in FIELDS.items()]
 
 
-# ---- correctness
-
-def add_vectors(report: Report, args: argparse.Namespace) -> None:
-    """Compare in float64: the networks with the published vectors, and at full width fast/ with the reference."""
-    torch.backends.cudnn.benchmark = False  # each shape occurs once, so autotuning would only cost time
-    for name in (*golden.SUPERNETS, *golden.EVALUATION):
-        for variant in golden.VARIANTS:
-            # The evaluation networks have no activation checkpointing.
-            if name in golden.SUPERNETS or "checkpointed" not in variant:
-                result = attempt(lambda *case: {"error": golden.largest_error(*case)}, name, variant, args.device)
-                report.add(f"vectors {name}", variant, result)
-    for name in NETWORKS:
-        report.add(f"float64 {name}", "fast", attempt(fast_error, name, args))
+def is_wrong(row: dict, bounds: dict[str, float]) -> bool:
+    note, bound = row["note"] or "", bounds.get(row["what"].split()[0])
+    if note.startswith("unsupported"):  # a precision that the device lacks
+        return False
+    within = bound is None or (row["error"] is not None and row["error"] <= bound)
+    numbers = [value for value in row.values() if isinstance(value, float)]
+    return note.startswith("failed") or not within or not all(map(math.isfinite, numbers))
 
 
-def fast_error(name: str, args: argparse.Namespace) -> dict:
-    def loss_of(network, images, target):
-        logits = network(images)
-        return F.cross_entropy(logits, target)
-    images, target = (part[:4] for part in make_batch(name, args))
-    loss_of = loss_of if name in STAGES else evaluation_step.loss_of
-    error, worst = difference(make_network(name, args), loss_of, images, target)
-    return {"error": error, "note": f"against the definition, {len(images)} images; largest: {worst}"}
+def measure_group(report: Report, group: str) -> None:
+    """Add the rows of a group, which a process of its own measures: at most until the time is over."""
+    most = report.args.compile_seconds if group.startswith("compiled") else MAX_SECONDS
+    limit = most if group == "device" else min(most, report.seconds_left())
+    if limit <= 0:
+        return report.add(group, "", {"note": "left out: no time"})
+    reader, writer = processes.Pipe(duplex=False)
+    process = processes.Process(target=gpu_groups.run, args=(GROUPS[group], report.args, report.rows, writer))
+    # The process ignores Ctrl-C, which a terminal sends to it, too.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.start()
+    signal.signal(signal.SIGINT, handler)
+    writer.close()
+    try:
+        outcome = receive_rows(report, group, reader, process, limit)
+        process.join(10 if outcome == "done" else 0)
+    finally:
+        process.kill()
+        process.join()
+    if outcome == "late":
+        reason = "left out" if limit < MAX_SECONDS else "failed"
+        report.add(group, "", {"note": f"{reason}: not done within {limit:.0f} s"})
+    elif outcome == "dead":
+        report.add(group, "", {"note": f"failed: {ended(process.exitcode)}"})
 
 
-def third_loss(precision: str, args: argparse.Namespace) -> float:
-    """The loss in stage 1's third weight step."""
-    network, (images, target) = make_network("stage 1", args), make_batch("stage 1", args)
-    if precision == "float64":
-        network, images = network.double(), images.double()
-    utils.set_precision(network, "bf16" if precision == "bf16" else "off")
-    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True)
-    return [weight_step(network, optimizer, images, target, 5.0)[0].item() for _ in range(3)][-1]
+def receive_rows(report: Report, group: str, reader, process, limit: float) -> str:
+    """Add the rows that a process sends, until it is done, dead or late."""
+    end = time.perf_counter() + limit
+    try:
+        # A dead process's own children may still hold the pipe, so its end is watched, too.
+        while reader in (ready := wait([reader, process.sentinel], max(0, end - time.perf_counter()))):
+            row = reader.recv()
+            if row is None:
+                return "done"
+            what, variant, result = row
+            report.add(what or group, variant, result)
+    except EOFError:
+        process.join(10)
+        return "dead"
+    return "dead" if ready else "late"
 
 
-def precision_error(precision: str, args: argparse.Namespace) -> dict:
-    expected, loss = third_loss("float64", args), third_loss(precision, args)
-    return {"error": abs(loss - expected) / expected, "note": f"loss {loss:.4f}, in float64 {expected:.4f}"}
+def preload() -> None:
+    """Let the server of the groups' processes import what they need, once, and without opening CUDA, as it forks."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # Older versions of Python do not hand their path on to the server.
+    paths = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    processes.set_forkserver_preload(PRELOADED)
 
 
-def trained_state(name: str, args: argparse.Namespace) -> dict[str, Tensor]:
-    """Weights, alphas and batch norm statistics after two steps of every kind."""
-    network, steps, batch = build(name, "fast", args)
-    for step in [*steps.values()] * 2:
-        step(*batch)
-    return network.state_dict()
+def ended(status: int) -> str:
+    return f"the process ended by {signal.Signals(-status).name}" if status < 0 else f"the process exited with {status}"
 
 
-def repeat_error(name: str, args: argparse.Namespace) -> dict:
-    first, second = trained_state(name, args), trained_state(name, args)
-    differing = [key for key in first if not torch.equal(first[key], second[key])]
-    return {"error": float(len(differing)), "note": f"differ: {differing[:3]}" if differing else "bit-identical"}
+# ---- what follows from the rows
+
+def stage_cost(report: Report, stage: str, variant: str) -> float | None:
+    """Seconds of a search stage per weight batch: 25 epochs, the last 15 of them bilevel."""
+    weight, alpha = (report.seconds(f"{stage} {kind}", variant) for kind in ("weight", "alpha"))
+    return 25 * weight + 15 * alpha if weight and alpha else None
 
 
-def add_sanity(report: Report, args: argparse.Namespace) -> None:
-    """Compare float32 and bf16 with float64, and a training with its repetition under --deterministic."""
-    for precision in ("float32", "bf16"):
-        report.add("third weight step", precision, attempt(precision_error, precision, args))
-    utils.pick_device(args.device, deterministic=True)
-    for name in ("stage 1", "evaluation"):
-        report.add(f"twice {name}", "deterministic", attempt(repeat_error, name, args))
-    utils.pick_device(args.device, deterministic=False)
-
-
-# ---- speed
-
-def add_steps(report: Report, args: argparse.Namespace, variants: tuple[str, ...], optional: bool) -> None:
-    for name in NETWORKS:
-        for variant in variants:
-            # The evaluation networks have no activation checkpointing.
-            if "checkpointed" in variant and name == "evaluation":
-                continue
-            # Optional variants are skipped at the time limit, so that the report still ends with its table.
-            if optional and report.seconds_left() <= 0:
-                result = {"note": f"skipped after {args.minutes:g} minutes"}
-            else:
-                result = attempt(measure_steps, name, variant, args)
-            for kind in step_kinds(name):
-                report.add(f"{name} {kind}", variant, result.get(kind, result))
-
-
-def add_profiles(report: Report, args: argparse.Namespace) -> None:
-    """Complete the rows of the steps after all are timed, because a profiler may slow down later steps."""
-    for name in NETWORKS:
-        for variant in (*NEEDED, *OPTIONAL[:1] * (report.seconds_left() > 0)):
-            # Only steps that could be timed are profiled.
-            rows = {kind: report.find(f"{name} {kind}", variant) for kind in step_kinds(name)}
-            if not all(row["seconds"] for row in rows.values()):
-                continue
-            profiles = attempt(profile_steps, name, variant, args)
-            for kind, row in rows.items():
-                if "note" in profiles:
-                    row["note"] = f"no profile: {profiles['note']}"
-                    continue
-                row["kernels"], busy = profiles[kind]
-                row["busy"] = busy / row["seconds"]
-                # A GPU that idles for a fifth of a step waits for the CPU to launch its kernels.
-                if args.device == "cuda":
-                    row["note"] = f"{'launch' if row['busy'] < 0.8 else 'kernel'}-bound"
-    write_json(args, report.rows)
-
-
-def add_compiled(report: Report, args: argparse.Namespace) -> None:
-    """Compile only a small evaluation network and stage 1's supernet, and only for a limited time."""
-    small = attempt(measure_steps, "small evaluation", "fast", args)
-    report.add("small evaluation training", "fast",
-               {"note": f"cells: {args.small_cells}"} | small.get("training", small))
-    for name in ("small evaluation", "stage 1"):
-        limit = min(args.compile_seconds, report.seconds_left())
-        result = attempt(measure_compiled, name, limit, args) if limit > 0 else {"note": "skipped: time limit"}
-        for kind in step_kinds(name):
-            report.add(f"{name} {kind}", "fast, compiled", result.get(kind, result))
-
-
-def pipeline_rate(batch_size: int, row: dict, args: argparse.Namespace) -> dict:
-    """The images per second of the CIFAR training input, compared with those of a step's row."""
-    images = torch.randint(256, (args.train_images, 3, 32, 32), dtype=torch.uint8)
-    target = torch.randint(10, (len(images),))
-    dataset = DataSet(images, target, images, target, list("0123456789"), *CIFAR_STATS["cifar10"], flip=True)
-    batches = Batches(images, target, batch_size, dataset, args.device, seed=0, cutout=16)
-    rate = batch_size / step_seconds(lambda _: batches.next(), (torch.zeros(1, device=args.device),), args)
-    note = f"{rate / row['images_per_second']:.1f} times the rate of a step" if row["images_per_second"] else None
-    return {"images_per_second": rate, "note": note}
-
-
-def add_hours(report: Report, args: argparse.Namespace) -> None:
+def add_hours(report: Report) -> None:
     """Device-hours of the published runs, training steps only.
 
-    A search has 25 epochs per stage, the last 15 of them bilevel; an evaluation has 600 epochs.
+    A search has 25,000 images for the weights; evaluations have 600 epochs on CIFAR, 250 on ImageNet.
     """
-    search_steps, evaluation_steps = -(-25_000 // args.batch_size), -(-50_000 // args.evaluation_batch_size)
+    args = report.args
     for variant in (*NEEDED, *OPTIONAL):
         # A search has hours only if the steps of all its stages were timed.
-        seconds = [[report.find(f"{stage} {kind}", variant)["seconds"] for kind in ("weight", "alpha")]
-                   for stage in STAGES]
-        if all(weight and alpha for weight, alpha in seconds):
-            total = sum(search_steps * (25 * weight + 15 * alpha) for weight, alpha in seconds)
-            report.add("published search", variant, {"hours": total / 3600})
-        training = report.find("evaluation training", variant)["seconds"]
-        if training:
-            report.add("published evaluation", variant, {"hours": 600 * evaluation_steps * training / 3600})
+        costs = [stage_cost(report, stage, variant) for stage in STAGES]
+        if all(costs):
+            hours = math.ceil(25_000 / args.batch_size) * sum(costs) / 3600
+            report.add("published search", variant, {"hours": hours})
+        for name, epochs, images, batch_size in (("evaluation", 600, 50_000, args.evaluation_batch_size),
+                                                 ("imagenet", 250, 1_281_167, args.imagenet_batch_size)):
+            if training := report.seconds(f"{name} training", variant):
+                hours = epochs * math.ceil(images / batch_size) * training / 3600
+                report.add(f"published {name}", variant, {"hours": hours})
+
+
+def add_verdicts(report: Report) -> None:
+    """For each network, which of fast and definition is quicker, and what to set."""
+    device = report.args.device
+    for name in NETWORKS:
+        def cost(variant, name=name):
+            return (stage_cost(report, name, variant) if name in STAGES else
+                    report.seconds(f"{name} {step_kinds(name)[0]}", variant))
+        fast, definition = cost("fast"), cost("definition")
+        if not (fast and definition):
+            report.add(f"quicker {name}", "", {"note": "unknown: not timed both ways"})
+            continue
+        faster, default = fast <= definition, utils.FAST_BY_DEFAULT[device]
+        note = f"train with --fast {'on' if faster else 'off'}; utils.FAST_BY_DEFAULT[{device!r}] is {default}"
+        note += ", as it should be" if faster == default else f": if most networks agree, set it to {faster}"
+        if cost("fast, bf16") and cost("definition, bf16"):
+            note += f"; in bf16 fast is {cost('definition, bf16') / cost('fast, bf16'):.2f} times as quick"
+        if device == "cpu":
+            note = "toy sizes decide nothing"
+        report.add(f"quicker {name}", "fast" if faster else "definition",
+                   {"times": max(fast, definition) / min(fast, definition), "note": note})
 
 
 def main(args: argparse.Namespace) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
-    utils.pick_device(args.device, deterministic=False)
-    print(machine(args.device), flush=True)
     report = Report(args)
-    add_vectors(report, args)
-    add_sanity(report, args)
-    add_steps(report, args, NEEDED, optional=False)
-    for batch_size, step in ((args.batch_size, "stage 1 weight"), (args.evaluation_batch_size, "evaluation training")):
-        report.add(f"input, batch {batch_size}", "Batches",
-                   attempt(pipeline_rate, batch_size, report.find(step, "fast"), args))
-    add_steps(report, args, OPTIONAL, optional=True)
-    add_profiles(report, args)
-    add_compiled(report, args)
-    add_hours(report, args)
-    report.print_table()
-    report.reject_errors()
+    try:
+        for group in GROUPS:
+            if group == "device" or group in args.groups:
+                measure_group(report, group)
+            if group == "device":
+                report.device = report.rows[0]["note"]
+                if is_wrong(report.rows[0], {}):
+                    raise ValueError(f"nothing can be measured on {args.device}: {report.device}")
+        add_hours(report)
+        add_verdicts(report)
+        report.print_table()
+    except KeyboardInterrupt:
+        kept = f"{len(report.rows)} rows are in {args.json}" if args.json else "--json FILE would have kept the rows"
+        raise cli.Stopped(128 + signal.SIGINT, f"stopped by a signal; {kept}") from None
+    report.reject_wrong()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the process of a group must not outlive this one
+    if hasattr(os, "fork"):
+        preload()
     cli.run(main, parse_args)

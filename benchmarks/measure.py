@@ -30,11 +30,11 @@ def file_to_write(text: str) -> Path:
     return path
 
 
-def write_json(args: argparse.Namespace, results: dict | list) -> None:
-    """Write options, versions and results to --json, if it is set."""
+def write_json(args: argparse.Namespace, results: dict | list, words: str | None = None) -> None:
+    """Write options, versions and results to --json, if it is set; words: the device's, if a process must not ask."""
     if args.json:
-        device = getattr(args, "device", "cpu")
-        record = {"args": vars(args), "torch": torch.__version__, "machine": machine(device), "results": results}
+        words = words or machine(getattr(args, "device", "cpu"))
+        record = {"args": vars(args), "torch": torch.__version__, "machine": words, "results": results}
         args.json.write_text(json.dumps(record, indent=1, default=str))
 
 

@@ -95,15 +95,16 @@ def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: 
 class FastSteps:
     """Both steps as `train_search.py` takes them."""
 
-    def __init__(self, network: Network, grad_checkpoint: bool):
+    def __init__(self, network: Network, grad_checkpoint: bool, scaler: torch.amp.GradScaler | None = None):
         self.model = network
         network.grad_checkpoint = grad_checkpoint
         weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-        self.optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True)
+        self.optimizer = utils.sgd(weights, 0.025, 0.9, 3e-4)
         self.architect = Architect(network, 6e-4, 1e-3, 5.0)
+        self.architect.scaler = self.scaler = scaler or torch.amp.GradScaler(enabled=False)
 
     def weight(self, images, target):
-        weight_step(self.model, self.optimizer, images, target, 5.0)
+        weight_step(self.model, self.optimizer, images, target, 5.0, self.scaler)
 
     def alpha(self, images, target):
         self.architect.step(images, target)

@@ -1,13 +1,12 @@
 """The steps of the published runs, for gpu.py: networks and batches by name, in several variants, timed and profiled.
 
-A name is one of STAGES, "evaluation" or "small evaluation"; a variant lists its properties, as in
-"fast, channels-last, bf16".
+A name is one of NETWORKS or "small evaluation"; a variant lists its properties, as in "fast, channels-last, bf16".
 """
 import argparse
 import gc
-import multiprocessing
 import statistics
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -23,23 +22,39 @@ from measure import peak_bytes, wall_seconds
 import fast
 import genotypes
 import utils
-from model import NetworkCIFAR
+from model import NetworkCIFAR, NetworkImageNet
 
 STAGES = ("stage 1", "stage 2", "stage 3")
+NETWORKS = (*STAGES, "evaluation", "imagenet")
 
 
 def attempt(function, *args) -> dict:
     """The dict that `function` returns, or a note with its error, because one failure must not lose the other rows."""
     try:
         return function(*args)
-    except torch.cuda.OutOfMemoryError:
-        return {"note": "out of memory"}
     except Exception as error:
-        return {"note": " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")[:200]}
+        text = " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "ALLOC_FAILED" in text:
+            return {"note": "out of memory"}
+        traceback.print_exc()  # the note is too short to mend it
+        return {"note": f"failed: {text[:200]}"}
     finally:
         if torch.cuda.is_initialized():
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def precision(variant: str) -> str:
+    """A variant's mixed precision, as for --amp."""
+    return next((name for name in ("bf16", "fp16") if name in variant), "off")
+
+
+def set_up(variant: str, args: argparse.Namespace) -> str | None:
+    """Set up torch for a variant -> None, or why the device can't run it."""
+    try:
+        utils.pick_device(args.device, tf32="tf32" in variant, amp=precision(variant))
+    except ValueError as error:
+        return f"unsupported: {error}"
 
 
 def make_network(name: str, args: argparse.Namespace) -> nn.Module:
@@ -49,12 +64,16 @@ def make_network(name: str, args: argparse.Namespace) -> nn.Module:
         sizes = argparse.Namespace(channels=args.channels, device=args.device, seed=0, stem="cifar")
         return search_step.supernet(args.cells[stage - 1], search_step.STAGES[stage][1], sizes)
     torch.manual_seed(0)
+    genotype = genotypes.load("PDARTS")
+    if name == "imagenet":
+        return NetworkImageNet(args.imagenet_channels, 1000, args.imagenet_cells, True, genotype).to(args.device)
     cells = args.evaluation_cells if name == "evaluation" else args.small_cells
-    return NetworkCIFAR(args.evaluation_channels, 10, cells, True, genotypes.load("PDARTS")).to(args.device)
+    return NetworkCIFAR(args.evaluation_channels, 10, cells, True, genotype).to(args.device)
 
 
 def make_batch(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    B, size = (args.batch_size, args.image_size) if name in STAGES else (args.evaluation_batch_size, 32)
+    B, size = ((args.batch_size, args.image_size) if name in STAGES else
+               (args.imagenet_batch_size, 224) if name == "imagenet" else (args.evaluation_batch_size, 32))
     torch.manual_seed(1)
     return torch.randn(B, 3, size, size, device=args.device), torch.randint(10, (B,), device=args.device)
 
@@ -69,20 +88,20 @@ def build(name: str, variant: str, args: argparse.Namespace) -> tuple[nn.Module,
     memory_format = torch.channels_last if "channels-last" in variant else torch.contiguous_format
     network, (images, target) = make_network(name, args).to(memory_format=memory_format), make_batch(name, args)
     network.fast = "fast" in variant
-    utils.set_precision(network, "bf16" if "bf16" in variant else "off")
+    scaler = utils.set_precision(network, precision(variant))
     plain = variant == "plain"
     if name in STAGES:
         network.skip_dropout = 0.2  # most epochs of a search have a rate above 0
         if "compiled" in variant:
             fast.compile_cells(network)
         pair = (search_step.PlainSteps(network) if plain else
-                search_step.FastSteps(network, grad_checkpoint="checkpointed" in variant))
+                search_step.FastSteps(network, "checkpointed" in variant, scaler))
         steps = {"weight": pair.weight, "alpha": pair.alpha}
     else:
-        network.drop_path_prob = 0.15
+        network.drop_path_prob = 0.0 if name == "imagenet" else 0.15  # as published, in the middle of a run
         if "compiled" in variant:
             network.compile()
-        steps = {"training": evaluation_step.make_step(network, fused=not plain)}
+        steps = {"training": evaluation_step.make_step(network, fused=not plain, scaler=scaler)}
     return network, steps, (images.contiguous(memory_format=memory_format), target)
 
 
@@ -97,24 +116,22 @@ def step_seconds(step, batch: tuple, args: argparse.Namespace) -> float:
 
 
 def measure_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str, dict]:
-    """Seconds and peak memory per kind of step."""
-    utils.pick_device(args.device, deterministic=False)  # enables autotuning, in a process of its own as well
+    """Seconds and memory per kind of step, or a note if the device can't run this variant."""
+    if reason := set_up(variant, args):
+        return {"note": reason}
     _, steps, batch = build(name, variant, args)
     result = {}
     for kind, step in steps.items():
         elapsed = step_seconds(step, batch, args)
         result[kind] = {"seconds": elapsed, "images_per_second": len(batch[0]) / elapsed,
-                        "peak_mb": peak_bytes(step, *batch) / 1e6}
+                        "peak_mb": peak_mb(step, *batch)}
     return result
 
 
-def measure_compiled(name: str, limit: float, args: argparse.Namespace) -> dict[str, dict]:
-    """The same for a compiled network, in a process of its own, which is terminated after `limit` seconds."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        try:
-            return pool.apply_async(attempt, (measure_steps, name, "fast, compiled", args)).get(limit)
-        except multiprocessing.TimeoutError:
-            return {"note": f"not compiled and measured within {limit:.0f} s"}
+def peak_mb(step, *batch) -> float:
+    """The peak of torch's allocations in a step: on a GPU with weights and optimizer, on a CPU above them."""
+    above = peak_bytes(step, *batch)
+    return (torch.cuda.max_memory_allocated() if batch[0].is_cuda else above) / 1e6
 
 
 def profile_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str, tuple[int, float]]:

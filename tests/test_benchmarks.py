@@ -116,7 +116,7 @@ def test_without_a_gpu_its_report_is_refused():
 @pytest.mark.parametrize("script, options, bad", [
     ("search_step.py", ["--repeats", 0], "--repeats"), ("search_step.py", ["--stages", 4], "--stages"),
     ("search_step.py", ["--json", "nowhere/x.json"], "nowhere/x.json"), ("search_step.py", ["--device", "tpu"], "tpu"),
-    ("evaluation_step.py", ["--batch_size", 0], "--batch_size"), ("input_pipeline.py", ["--thread"], "--thread"),
+    ("evaluation_step.py", ["--batch_size", 0], "--batch_size"), ("image_loading.py", ["--thread"], "--thread"),
     ("fashion_subset.py", ["out", "--train", 3], "--train"), ("gpu.py", ["--minutes", -1], "--minutes"),
     ("gpu.py", ["--device", "tpu"], "tpu")])
 def test_a_benchmark_refuses_what_it_cannot_measure(script, options, bad):

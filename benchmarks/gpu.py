@@ -247,8 +247,8 @@ def main(args: argparse.Namespace) -> None:
             if group == "device" or group in args.groups:
                 measure_group(report, group)
             if group == "device":
-                report.device = report.rows[0]["note"]
-                if is_wrong(report.rows[0], {}):
+                report.device = report.rows[-1]["note"]
+                if is_wrong(report.rows[-1], {}):
                     raise ValueError(f"nothing can be measured on {args.device}: {report.device}")
         add_hours(report)
         add_verdicts(report)

@@ -100,7 +100,9 @@ class Report:
         print(f"{self.elapsed():4.0f} s  {what}, {variant}: " + ", ".join(
             f"{name} {text}" for name, text in zip(FIELDS, format_row(row)) if text and name not in ("what", "way")),
             flush=True)
-        # The file is rewritten after each row, so that an interrupted run keeps its rows.
+        self.save()  # after each row, so that an interrupted run keeps its rows
+
+    def save(self) -> None:
         write_json(self.args, self.rows, self.device)
 
     def find(self, what: str, variant: str) -> dict:
@@ -148,10 +150,13 @@ def measure_group(report: Report, group: str) -> None:
     process.start()
     signal.signal(signal.SIGINT, handler)
     writer.close()
+    outcome = "late"
     try:
         outcome = receive_rows(report, group, reader, process, limit)
-        process.join(10 if outcome == "done" else 0)
     finally:
+        if outcome == "late":
+            process.terminate()
+        process.join(10)
         process.kill()
         process.join()
     if outcome == "late":
@@ -173,7 +178,6 @@ def receive_rows(report: Report, group: str, reader, process, limit: float) -> s
             what, variant, result = row
             report.add(what or group, variant, result)
     except EOFError:
-        process.join(10)
         return "dead"
     return "dead" if ready else "late"
 
@@ -254,6 +258,7 @@ def main(args: argparse.Namespace) -> None:
         add_verdicts(report)
         report.print_table()
     except KeyboardInterrupt:
+        report.save()  # it may have interrupted this
         kept = f"{len(report.rows)} rows are in {args.json}" if args.json else "--json FILE would have kept the rows"
         raise cli.Stopped(128 + signal.SIGINT, f"stopped by a signal; {kept}") from None
     report.reject_wrong()

@@ -3,7 +3,9 @@
 A group is a function of the options and the rows so far, which yields (what, variant, result) for each of its rows.
 """
 import argparse
+import contextlib
 import multiprocessing
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -41,15 +43,16 @@ NEEDED = ("plain", "definition", "fast")
 
 def run(function, args: argparse.Namespace, rows: list[dict], connection) -> None:
     """Send the rows of a group, one by one, then None; an error that ends the group is its last row."""
-    multiprocessing.set_start_method(None, force=True)  # data-loading workers start as in the scripts
-
     def send_all() -> dict:
         for row in function(args, rows):
             connection.send(row)
         return {}
-    if error := attempt(send_all):
-        connection.send((None, "", error))
-    connection.send(None)
+    multiprocessing.set_start_method(None, force=True)  # data-loading workers start as in the scripts
+    with contextlib.suppress(KeyboardInterrupt):  # gpu.py ends the process: its workers and files go, too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if error := attempt(send_all):
+            connection.send((None, "", error))
+        connection.send(None)
 
 
 def find(rows: list[dict], what: str, variant: str) -> dict:

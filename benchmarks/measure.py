@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import utils
+from harness.files import replace_file
 
 
 def machine(device: torch.device | str = "cpu") -> str:
@@ -35,7 +36,7 @@ def write_json(args: argparse.Namespace, results: dict | list, words: str | None
     if args.json:
         words = words or machine(getattr(args, "device", "cpu"))
         record = {"args": vars(args), "torch": torch.__version__, "machine": words, "results": results}
-        args.json.write_text(json.dumps(record, indent=1, default=str))
+        replace_file(args.json, json.dumps(record, indent=1, default=str).encode())
 
 
 def difference(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> tuple[float, str]:

@@ -8,7 +8,8 @@ from scripts import error_line, metrics, run, the_run
 
 import input_pipeline
 import model_search
-from experiments import controls
+import progressive
+from experiments import controls, planted
 from genotypes import PRIMITIVES
 from input_pipeline import search_parts
 from operations import DilConv, SepConv
@@ -156,3 +157,35 @@ def test_a_control_resumes(runs):
                                          (["noise", "--epohs", "3"], "--epochs"), (["noise", "twin"], "twin")])
 def test_bad_input_is_one_line(words, text):
     assert text in error_line(run("experiments/controls.py", *words), 2)
+
+
+# ---- experiments/planted.py
+
+def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
+    every = [alphas(run_dir) for run_dir in runs.values()]
+    for written in every:
+        rows = np.concatenate([written[f"stage1_{cell}"][-1] for cell in ("normal", "reduce")])
+        kept = progressive.prune([list(PRIMITIVES)] * 28, rows.tolist(), 3)
+        dropped, apart, others = planted.measure(rows)
+        assert dropped == sum("dil_conv_3x3" not in names for names in kept)
+        gap = rows[:, PRIMITIVES.index("dil_conv_3x3")] - rows[:, PRIMITIVES.index("sep_conv_3x3")]
+        assert apart == pytest.approx(np.sqrt(np.mean(gap ** 2)))
+        squares = (rows[:, :, None] - rows[:, None, :]) ** 2  # each pair twice
+        assert 27 * others ** 2 + apart ** 2 == pytest.approx(squares.sum() / 2 / 28, rel=1e-5)
+
+
+def test_its_table_names_the_control(runs, capsys):
+    planted.main(planted.get_args_parser().parse_args([str(runs["noise"]), str(runs["search"])]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["noise", "itself"]
+
+
+def test_a_search_that_has_not_ended_its_first_stage_is_refused(runs, tmp_path):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    record = json.loads((runs["noise"] / "args.json").read_text())
+    record["args"]["epochs"] = 9
+    (folder / "args.json").write_text(json.dumps(record))
+    (folder / "alphas.npz").write_bytes((runs["noise"] / "alphas.npz").read_bytes())
+    outcome = run("experiments/planted.py", folder)
+    assert "has not ended its first stage: --resume it" in error_line(outcome, 1)

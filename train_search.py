@@ -56,6 +56,7 @@ def get_args_parser() -> cli.Parser:
     add = parser.add_argument_group("weights").add_argument
     cli.add_weight_options(add, rate="learning rate of epoch 0, then cosine to --learning_rate_min")
     add("--learning_rate_min", type=number(float, 0), default=0.0, help="final learning rate of the cosine schedule")
+    add("--drop_path_prob", type=number(float, 0, 1), default=0.3, help="unused, as in the published search")
     add = parser.add_argument_group("alphas").add_argument
     add("--arch_learning_rate", type=number(float, 0), default=6e-4, help="learning rate of the alphas (Adam)")
     add("--arch_weight_decay", type=number(float, 0), default=1e-3, help="weight decay of the alphas")

@@ -521,7 +521,7 @@ def test_the_published_command_works_word_for_word(tmp_path, name, classes, extr
 
 
 OTHER_PUBLISHED = """--workers 4 --batch_size 8 --learning_rate 0.02 --learning_rate_min 0.001 --momentum 0.8
-    --weight_decay 1e-4 --report_freq 1 --epochs 3 --init_channels 2 --layers 2 --cutout --cutout_length 4 --seed 3
+    --weight_decay 1e-4 --drop_path_prob 0.2 --report_freq 1 --epochs 3 --init_channels 2 --layers 2 --cutout --cutout_length 4 --seed 3
     --grad_clip 4 --train_portion 0.4 --arch_learning_rate 1e-3 --arch_weight_decay 1e-2
     --add_width 1 --add_width 2 --add_width 4 --add_layers 0 --add_layers 0 --add_layers 1"""
 
@@ -547,6 +547,12 @@ def test_the_other_published_options_reach_the_run(other):
     assert len({key.split(".")[1] for key in state["network"] if key.startswith("cells.")}) == 2 + 1
     # int(0.4 * 24) = 9 images: one batch of 8, the one image left over can't be normalised
     assert re.findall(r"stage 1 epoch 0 step (\d+)", (other / "log.txt").read_text()) == ["1"]
+
+
+def test_the_published_drop_path_probability_is_accepted_and_help_says_that_nothing_uses_it(other):
+    help_text = " ".join(train_search.get_args_parser().format_help().split())
+    assert "--drop_path_prob DROP_PATH_PROB unused, as in the published search; default: 0.3" in help_text
+    assert json.loads((other / "args.json").read_text())["args"]["drop_path_prob"] == 0.2
 
 
 def test_all_warm_up_epochs_have_the_same_alphas(other):

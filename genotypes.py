@@ -119,9 +119,12 @@ def read(text: str) -> Genotype:
     """The genotype in a text: JSON, or Genotype(normal=[...], ...) as searches print it, amid any other text.
 
     Genes may be listed flat or node by node, with a weight as third entry; the output states as a list or a range. All
-    genotypes in a text, such as a log, must be the same. Nothing is executed. Raises ValueError or RecursionError.
+    genotypes in a text, such as a log, must be the same. For configurations of NAS-Bench-301, see `to_config`. Nothing
+    is executed. Raises ValueError or RecursionError.
     """
     if not PRINTED.search(text):
+        if CONFIG.search(text):
+            return _read_config(text)
         try:
             record = json.loads(text)
         except ValueError as error:
@@ -210,6 +213,47 @@ def parse(record) -> Genotype:
         _check_concat(cell, record[f"{cell}_concat"], nodes=len(genes) // 2)
     return Genotype([tuple(gene) for gene in cells["normal"]], record["normal_concat"],
                     [tuple(gene) for gene in cells["reduce"]], record["reduce_concat"])
+
+
+CONFIG = re.compile(r"""darts:(edge|inputs_node)_(normal|reduce)_(\d+)["']\s*:\s*["'](\w*)""")  # an entry of to_config
+
+
+def to_config(genotype: Genotype) -> dict[str, str]:
+    """The cell as a configuration of NAS-Bench-301 (arXiv 2008.09777): the operations of its edges, its nodes' inputs.
+
+    Edges are counted from 0 to 13, and nodes from 2, whose inputs are always 0 and 1. Raises ValueError if a cell is
+    outside that space. `load` reads it again, each node's genes in the order of their sources; it ignores other keys.
+    """
+    config = {}
+    for cell, genes, concat in (("normal", *genotype[:2]), ("reduce", *genotype[2:])):
+        pairs = [sorted(pair, key=lambda gene: gene[1]) for pair in zip(genes[::2], genes[1::2])]
+        if len(pairs) != NODES or list(concat) != [2, 3, 4, 5] or any(
+                first[1] == second[1] or not {first[0], second[0]} <= set(PRIMITIVES) for first, second in pairs):
+            raise ValueError("NAS-Bench-301 has four nodes, all in the output, each with two inputs and two of "
+                             f"{', '.join(PRIMITIVES[1:])}; '{cell}' is {genes}, output {concat}")
+        for node, pair in enumerate(pairs):
+            config |= {f"edge_{cell}_{node * (node + 3) // 2 + state}": op for op, state in pair}
+            config |= {f"inputs_node_{cell}_{2 + node}": f"{pair[0][1]}_{pair[1][1]}"} if node else {}
+    return {f"NetworkSelectorDatasetInfo:darts:{key}": value for key, value in config.items()}
+
+
+def _read_config(text: str) -> Genotype:
+    """The genotype in a configuration of NAS-Bench-301, see `to_config`. Raises ValueError."""
+    entries = {(f"{kind}_{cell}_{number}", value) for kind, cell, number, value in CONFIG.findall(text)}
+    config, record = dict(entries), {}
+    if len(config) < len(entries):
+        raise ValueError("it holds several configurations of NAS-Bench-301: use the text of one")
+    for cell in ("normal", "reduce"):
+        record |= {cell: [], f"{cell}_concat": list(range(2, 2 + NODES))}
+        for node in range(NODES):
+            inputs = config.get(f"inputs_node_{cell}_{2 + node}") if node else "0_1"
+            states = [state for state in range(2 + node) if str(state) in (inputs or "").split("_")]
+            edges = [f"edge_{cell}_{node * (node + 3) // 2 + state}" for state in states]
+            if len(states) != 2 or inputs != "{}_{}".format(*states) or not config.keys() >= set(edges):
+                raise ValueError(f"inputs_node_{cell}_{2 + node} is {inputs!r:.40}: it must be two of the states 0 to "
+                                 f"{1 + node}, as in 0_1, and their edges must have operations (here: {edges})")
+            record[cell] += [[config[edge], state] for edge, state in zip(edges, states)]
+    return parse(record)
 
 
 def _pairs(cell: str, genes):

@@ -445,6 +445,89 @@ def test_printed_genotypes_with_letters_changed_load_as_cells_or_are_refused_in_
     assert loaded > 20  # a digit changed, a space doubled
 
 
+# ---- NAS-Bench-301
+
+DARTS = "NetworkSelectorDatasetInfo:darts:"
+# A configuration as NAS-Bench-301's repository has one among its results, shortened by keys of the training.
+CONFIG = {
+    "ImageAugmentation:cutout_holes": 1, "OptimizerSelector:sgd:momentum": 0.9, f"{DARTS}auxiliary": "True",
+    f"{DARTS}layers": 20, **{DARTS + key: value for key, value in {
+        "edge_normal_0": "skip_connect", "edge_normal_1": "sep_conv_3x3", "edge_normal_2": "sep_conv_3x3",
+        "edge_normal_3": "skip_connect", "edge_normal_5": "dil_conv_3x3", "edge_normal_7": "dil_conv_5x5",
+        "edge_normal_10": "sep_conv_3x3", "edge_normal_11": "skip_connect", "inputs_node_normal_3": "0_1",
+        "inputs_node_normal_4": "0_2", "inputs_node_normal_5": "1_2", "edge_reduce_0": "max_pool_3x3",
+        "edge_reduce_1": "avg_pool_3x3", "edge_reduce_2": "skip_connect", "edge_reduce_3": "dil_conv_5x5",
+        "edge_reduce_6": "sep_conv_3x3", "edge_reduce_7": "sep_conv_5x5", "edge_reduce_11": "sep_conv_3x3",
+        "edge_reduce_12": "dil_conv_3x3", "inputs_node_reduce_3": "0_1", "inputs_node_reduce_4": "1_2",
+        "inputs_node_reduce_5": "2_3"}.items()}}
+
+
+@pytest.mark.parametrize("write", [json.dumps, str, lambda config: json.dumps({"config": config, "budget": 1500}),
+                                   lambda config: f"03:04 Configuration(values={config})"],
+                         ids=["JSON", "printed", "a record of results", "a log"])
+def test_a_configuration_of_nas_bench_301_is_read_in_a_file_and_as_an_argument(write, tmp_path):
+    """Edges by hand: node 2 has 0 and 1, node 3 has 2 to 4, node 4 has 5 to 8, node 5 has 9 to 13."""
+    (tmp_path / "config.json").write_text(write(CONFIG))
+    expected = Genotype(
+        [("skip_connect", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_3x3", 0),
+         ("dil_conv_5x5", 2), ("sep_conv_3x3", 1), ("skip_connect", 2)], [2, 3, 4, 5],
+        [("max_pool_3x3", 0), ("avg_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_5x5", 1), ("sep_conv_3x3", 1),
+         ("sep_conv_5x5", 2), ("sep_conv_3x3", 2), ("dil_conv_3x3", 3)], [2, 3, 4, 5])
+    assert genotypes.load(str(tmp_path / "config.json")) == expected
+    cells = (f"{DARTS}edge", f"{DARTS}inputs")
+    assert genotypes.to_config(expected) == {key: value for key, value in CONFIG.items() if key.startswith(cells)}
+    if write in (json.dumps, str):
+        assert genotypes.load(write(CONFIG)) == expected
+
+
+def in_nas_bench_301(genotype) -> bool:
+    """Its space: four nodes, all in the output, two different inputs each, the seven operations of the search."""
+    return all(len(genes) == 8 and concat == [2, 3, 4, 5] and {op for op, _ in genes} <= set(SEARCHED) and
+               all(a != b for (_, a), (_, b) in zip(genes[::2], genes[1::2]))
+               for genes, concat in (genotype[:2], genotype[2:]))
+
+
+@pytest.mark.parametrize("name", [*genotypes.PUBLISHED, *(f"random:{seed}" for seed in range(20))])
+def test_a_cell_goes_to_nas_bench_301_and_back_or_is_refused_in_one_line(name):
+    genotype = genotypes.load(name)
+    if not in_nas_bench_301(genotype):
+        with pytest.raises(ValueError, match="NAS-Bench-301 has four nodes") as error:
+            genotypes.to_config(genotype)
+        assert len(str(error.value).splitlines()) == 1
+        return
+    config = genotypes.to_config(genotype)
+    assert len(config) == 2 * (8 + 3)
+    normal, reduce = (sum((sorted(genes[i:i + 2], key=lambda gene: gene[1]) for i in range(0, 8, 2)), [])
+                      for genes in genotype[::2])
+    read = genotypes.load(json.dumps(config))
+    assert read == genotype._replace(normal=normal, reduce=reduce) and genotypes.to_config(read) == config
+
+
+def test_33_of_the_36_published_cells_are_in_nas_bench_301():
+    """NASNet, AmoebaNet and PNASNet have five nodes."""
+    outside = {name for name, genotype in genotypes.PUBLISHED.items() if not in_nas_bench_301(genotype)}
+    assert len(genotypes.PUBLISHED) == 36 and outside == {"NASNet", "AmoebaNet", "PNASNet"}
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"edge_normal_7": None}, ["inputs_node_normal_4 is '0_2'", "edge_normal_7"]),
+    ({"inputs_node_reduce_5": None}, ["inputs_node_reduce_5 is None", "0 to 4"]),
+    ({"inputs_node_normal_3": "1_1"}, ["inputs_node_normal_3 is '1_1'"]),
+    ({"inputs_node_normal_3": "0_3"}, ["inputs_node_normal_3 is '0_3'", "0 to 2"]),
+    ({"inputs_node_normal_4": "0_1_2"}, ["inputs_node_normal_4 is '0_1_2'"]),
+    ({"edge_normal_0": "sep_conv_9x9"}, ["'sep_conv_9x9'", "gene 0"]), ({"edge_reduce_0": "none"}, ["'none'"])])
+def test_a_damaged_configuration_is_refused_with_its_values(change, words):
+    changed = {key: value for key, value in (CONFIG | {DARTS + key: value for key, value in change.items()}).items()
+               if value is not None}
+    message = one_line(json.dumps(changed))
+    assert all(word in message for word in words), message
+
+
+def test_several_configurations_in_one_text_must_not_pick_one():
+    other = genotypes.to_config(genotypes.load("PDARTS"))
+    assert "several configurations" in one_line(json.dumps([CONFIG, other]).replace("[", "{", 1))
+
+
 # ---- whatever a genotype file may hold
 
 LEAVES = (st.none() | st.booleans() | st.integers(-2, 7) | st.integers() | st.floats() | st.text(max_size=5)

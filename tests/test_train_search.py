@@ -521,8 +521,8 @@ def test_the_published_command_works_word_for_word(tmp_path, name, classes, extr
 
 
 OTHER_PUBLISHED = """--workers 4 --batch_size 8 --learning_rate 0.02 --learning_rate_min 0.001 --momentum 0.8
-    --weight_decay 1e-4 --drop_path_prob 0.2 --report_freq 1 --epochs 3 --init_channels 2 --layers 2 --cutout --cutout_length 4 --seed 3
-    --grad_clip 4 --train_portion 0.4 --arch_learning_rate 1e-3 --arch_weight_decay 1e-2
+    --weight_decay 1e-4 --report_freq 1 --epochs 3 --init_channels 2 --layers 2 --cutout --cutout_length 4 --seed 3
+    --drop_path_prob 0.2 --grad_clip 4 --train_portion 0.4 --arch_learning_rate 1e-3 --arch_weight_decay 1e-2
     --add_width 1 --add_width 2 --add_width 4 --add_layers 0 --add_layers 0 --add_layers 1"""
 
 

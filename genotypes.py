@@ -11,12 +11,15 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-PRIMITIVES = [  # the order of every alpha row
+PRIMITIVES = [  # the order of every alpha row; a script may replace a name, see docs/own-operations.md
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
     "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 ]
 NODES = 4  # intermediate nodes of a cell in the search space: 2 + 3 + 4 + 5 = 14 edges
-OPERATIONS = PRIMITIVES[1:] + ["sep_conv_7x7", "conv_7x1_1x7"]  # allowed in an evaluation cell
+OPERATIONS = [  # allowed in an evaluation cell, besides what a script adds to PRIMITIVES
+    "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
+    "sep_conv_7x7", "conv_7x1_1x7",
+]
 ALIASES = {  # names in the methods' own repositories, normalised by `_normalise`
     "darts": "DARTS_V2", "darts1st": "DARTS_V1", "darts2nd": "DARTS_V2",
     "pcdarts": "PC_DARTS_cifar", "pcdartscifar10": "PC_DARTS_cifar", "pcdartsimagenet": "PC_DARTS_image",
@@ -228,9 +231,9 @@ def to_config(genotype: Genotype) -> dict[str, str]:
     for cell, genes, concat in (("normal", *genotype[:2]), ("reduce", *genotype[2:])):
         pairs = [sorted(pair, key=lambda gene: gene[1]) for pair in zip(genes[::2], genes[1::2])]
         if len(pairs) != NODES or list(concat) != [2, 3, 4, 5] or any(
-                first[1] == second[1] or not {first[0], second[0]} <= set(PRIMITIVES) for first, second in pairs):
+                first[1] == second[1] or not {first[0], second[0]} <= set(OPERATIONS[:7]) for first, second in pairs):
             raise ValueError("NAS-Bench-301 has four nodes, all in the output, each with two inputs and two of "
-                             f"{', '.join(PRIMITIVES[1:])}; '{cell}' is {genes}, output {concat}")
+                             f"{', '.join(OPERATIONS[:7])}; '{cell}' is {genes}, output {concat}")
         for node, pair in enumerate(pairs):
             config |= {f"edge_{cell}_{node * (node + 3) // 2 + state}": op for op, state in pair}
             config |= {f"inputs_node_{cell}_{2 + node}": f"{pair[0][1]}_{pair[1][1]}"} if node else {}
@@ -282,8 +285,9 @@ def _check_genes(cell: str, genes) -> None:
         if op == "none":
             raise ValueError(f"'{cell}' lists (operation, source) pairs, but gene {i} is 'none', which a cell "
                              "can't contain: choose another operation")
-        if op not in OPERATIONS:
-            raise ValueError(f"'{cell}' gene {i} has the unknown operation {op[:40]!r}; known: {', '.join(OPERATIONS)}")
+        known = dict.fromkeys([*OPERATIONS, *searched()])
+        if op not in known:
+            raise ValueError(f"'{cell}' gene {i} has the unknown operation {op[:40]!r}; known: {', '.join(known)}")
         if not 0 <= state < 2 + i // 2:
             raise ValueError(f"'{cell}' gene {i} takes state {str(state)[:20]}; node {i // 2} takes 0 to {1 + i // 2}")
 
@@ -295,10 +299,15 @@ def _check_concat(cell: str, concat, nodes: int) -> None:
         raise ValueError(f"'{cell}_concat' must list distinct nodes from 2 to {1 + nodes}")
 
 
+def searched() -> list[str]:
+    """The operations that a search can find."""
+    return [op for op in PRIMITIVES if op != "none"]
+
+
 def random_genotype(seed: int) -> Genotype:
     """A cell sampled uniformly from the search space: two distinct states per node, each with an operation but none."""
     rng = random.Random(seed)
-    normal, reduce = ([(rng.choice(PRIMITIVES[1:]), state)
+    normal, reduce = ([(rng.choice(searched()), state)
                        for node in range(NODES) for state in sorted(rng.sample(range(2 + node), 2))] for _ in range(2))
     concat = list(range(2, 2 + NODES))
     return Genotype(normal, concat, reduce, concat)

@@ -38,7 +38,7 @@ class Cell(nn.Module):
         for i, (op, source) in enumerate(zip(self._ops, self.sources)):
             y = op(states[source])  # (B, C, H', W')
             # Drop path regularises all operations but the identity.
-            if self.training and drop_prob > 0 and not isinstance(op, nn.Identity):
+            if self.training and drop_prob > 0 and type(op) is not nn.Identity:
                 y = drop_path(y, drop_prob)
             # A node sums two edges, which are neighbours in the genotype.
             if i % 2 == 0:

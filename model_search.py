@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fast
 from genotypes import NODES
-from operations import FactorizedReduce, ReLUConvBN, build, cifar_stem, global_average_pool, imagenet_stems
+from operations import TABLE, FactorizedReduce, ReLUConvBN, build, cifar_stem, global_average_pool, imagenet_stems
 
 
 def candidate(primitive: str, C: int, stride: int) -> nn.Module:
@@ -17,7 +17,7 @@ def candidate(primitive: str, C: int, stride: int) -> nn.Module:
     if primitive == "none":
         return nn.Identity()  # never applied; it keeps the published numbering of the keys
     op = build(primitive, C, stride, affine=False)
-    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in primitive else op
+    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if TABLE[primitive].is_pool else op
 
 
 class MixedOp(nn.Module):
@@ -36,7 +36,7 @@ class MixedOp(nn.Module):
                 continue
             y = op(x)  # (B, C, H/stride, W/stride)
             # Dropout, on the identity only, keeps skip-connects from dominating early (section 3.3).
-            if isinstance(op, nn.Identity):
+            if type(op) is nn.Identity:
                 y = F.dropout(y, skip_dropout, self.training)
             mixed = mixed + weight * y
         return mixed

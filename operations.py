@@ -2,6 +2,10 @@
 
 The nesting of the modules determines the `state_dict` keys, which are the published ones: existing weights load as is.
 """
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,18 +91,47 @@ def conv_7x1_1x7(C: int, stride: int, affine: bool = True) -> nn.Sequential:
     )
 
 
+class Operation(NamedTuple):
+    """What the networks know of an operation."""
+    make: Callable[[int, int, bool], nn.Module]  # C, stride, affine -> (B, C, H, W) to (B, C, H/stride, W/stride)
+    is_pool: bool = False  # it has no batch norm: one follows it in the supernet
+
+
+TABLE = {  # by name; a script may add its own, see docs/own-operations.md
+    "max_pool_3x3": Operation(lambda C, stride, affine: nn.MaxPool2d(3, stride, padding=1), is_pool=True),
+    "avg_pool_3x3": Operation(lambda C, stride, affine: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+                              is_pool=True),
+    "skip_connect": Operation(lambda C, stride, affine: FactorizedReduce(C, C, affine) if stride > 1 else
+                              nn.Identity()),
+    "sep_conv_3x3": Operation(lambda C, stride, affine: SepConv(C, 3, stride, affine)),
+    "sep_conv_5x5": Operation(lambda C, stride, affine: SepConv(C, 5, stride, affine)),
+    "sep_conv_7x7": Operation(lambda C, stride, affine: SepConv(C, 7, stride, affine)),
+    "dil_conv_3x3": Operation(lambda C, stride, affine: DilConv(C, 3, stride, affine)),
+    "dil_conv_5x5": Operation(lambda C, stride, affine: DilConv(C, 5, stride, affine)),
+    "conv_7x1_1x7": Operation(conv_7x1_1x7),
+}
+OURS = dict(TABLE)
+
+
 def build(primitive: str, C: int, stride: int, affine: bool = True) -> nn.Module:
-    """The operation named `primitive` on C channels: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
-    if primitive == "max_pool_3x3":
-        return nn.MaxPool2d(3, stride, padding=1)
-    if primitive == "avg_pool_3x3":
-        return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-    if primitive == "skip_connect":
-        return nn.Identity() if stride == 1 else FactorizedReduce(C, C, affine)
-    if primitive == "conv_7x1_1x7":
-        return conv_7x1_1x7(C, stride, affine)
-    kind, size = primitive.rsplit("_", 1)  # sep_conv_3x3 -> sep_conv, 3x3
-    return {"sep_conv": SepConv, "dil_conv": DilConv}[kind](C, int(size[0]), stride, affine)
+    """The operation named `primitive` on C channels: (B, C, H, W) -> (B, C, H/stride, W/stride), sizes rounded up.
+
+    Raises ValueError if TABLE lacks it, and so does its forward if an operation of one's own gives another shape.
+    """
+    if primitive not in TABLE:
+        raise ValueError(f"the operation {primitive!r} is not among {', '.join(TABLE)}: register it first, as "
+                         "docs/own-operations.md does")
+    op = TABLE[primitive].make(C, stride, affine)
+    if TABLE[primitive] is not OURS.get(primitive):
+        op.register_forward_hook(partial(_check_shape, primitive, stride))
+    return op
+
+
+def _check_shape(primitive: str, stride: int, op: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
+    B, C, H, W = inputs[0].shape
+    if y.shape != (B, C, -(-H // stride), -(-W // stride)):
+        raise ValueError(f"the operation {primitive!r} with stride {stride} made {tuple(y.shape)} of {(B, C, H, W)}: "
+                         f"it must be {(B, C, -(-H // stride), -(-W // stride))}")
 
 
 def cifar_stem(C: int) -> nn.Sequential:

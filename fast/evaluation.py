@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fast.depthwise import Depthwise
 from fast.functions import PointwiseNorm
+from fast.known import is_convolution
 from fast.pixels import alternate_pixels, fast_memory_format, redilate, undilate
-from operations import DilConv, FactorizedReduce, ReLUConvBN, SepConv, drop_path
+from operations import FactorizedReduce, ReLUConvBN, SepConv, drop_path
 
 
 def train_cells(network: nn.Module, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -31,13 +32,13 @@ def train_cell(cell: nn.Module, s0: Tensor, s1: Tensor, drop_prob: float) -> Ten
     states = [apply_without_relu(cell.preprocess0, s0), apply_without_relu(cell.preprocess1, s1)]  # (B, C, H, W) each
     relus = {}  # by state: shared by all edges that leave it
     for i, (op, source) in enumerate(zip(cell._ops, cell.sources)):
-        if isinstance(op, (FactorizedReduce, DilConv, SepConv)):
+        if is_convolution(op, affine=True):
             if source not in relus:
                 relus[source] = F.relu(states[source])
             y = apply_without_relu(op, relus[source])
         else:
             y = op(states[source])
-        if drop_prob > 0 and not isinstance(op, nn.Identity):
+        if drop_prob > 0 and type(op) is not nn.Identity:
             y = drop_path(y, drop_prob)
         if i % 2 == 0:  # a node sums two edges
             states.append(y)

@@ -8,14 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fast import known
 from fast.functions import StackWeights
 from genotypes import NODES
-from operations import DilConv, SepConv
+from operations import DilConv
 
 
 class Branch(NamedTuple):
-    """One candidate of one edge: `op`, named `primitive`, from `state` to the node of the edge."""
-    primitive: str
+    """One candidate of one edge: `op`, of a kind in known.py, from `state` to the node of the edge."""
+    kind: str
     op: nn.Module
     state: int
     stride: int
@@ -43,7 +44,7 @@ class Group(NamedTuple):
 class NodePlan(NamedTuple):
     """The branches into one node."""
     groups: list[Group]
-    singles: list[Branch]  # skip-connects and pools, computed one by one
+    singles: list[Branch]  # skip-connects, pools and unknown operations, computed one by one
 
 
 class WeightStack(NamedTuple):
@@ -69,24 +70,20 @@ def plan_nodes(cell: nn.Module, limit: int) -> list[NodePlan]:
         for o, (primitive, op) in enumerate(zip(mixed.primitives, mixed.m_ops)):
             if primitive == "none":
                 continue  # zeros
-            norms = []
-            if "pool" in primitive:
-                norms = pool_norms[state, primitive]  # one list for all edges, which later edges extend
+            norms, kind = [], known.kind(op, stride)
+            if kind in ("max", "avg"):
+                norms = pool_norms[state, kind]  # one list for all edges, which later edges extend
                 norms.append(op[1])
-            branches[node].append(Branch(primitive, op, state, stride, edge * len(mixed.primitives) + o, norms))
-    return [NodePlan(group_convolutions(of_node, limit), [b for b in of_node if not is_convolution(b)])
+            branches[node].append(Branch(kind, op, state, stride, edge * len(mixed.primitives) + o, norms))
+    return [NodePlan(group_convolutions(of_node, limit), [b for b in of_node if b.kind != "convolution"])
             for of_node in branches]
-
-
-def is_convolution(branch: Branch) -> bool:
-    return type(branch.op) in (SepConv, DilConv)  # a subclass may compute something else
 
 
 def group_convolutions(branches: list[Branch], limit: int) -> list[Group]:
     """The convolutions among the branches into a node, in even groups of one kind and stride."""
     kinds = defaultdict(list)
     for branch in branches:
-        if is_convolution(branch):
+        if branch.kind == "convolution":
             kinds[type(branch.op).__name__, branch.stride].append(branch)
     groups = []
     for kind in sorted(kinds):

@@ -27,7 +27,7 @@ class States:
 
     def __init__(self, s0: Tensor, s1: Tensor):
         self.values, self.relus = [s0, s1], [F.relu(s0), F.relu(s1)]
-        self.pools: dict[tuple[int, str], Tensor] = {}  # by state and primitive, after their batch norm
+        self.pools: dict[tuple[int, str], Tensor] = {}  # by state and kind, after their batch norm
         self._undilated: dict[int, tuple[Tensor, int, int]] = {}
 
     def add(self, node: Tensor, relu: Tensor) -> None:
@@ -60,15 +60,15 @@ def dropout(x: Tensor, drop_prob: float) -> Tensor:
 def apply_single(branch: Branch, states: States, skip_dropout: float, stats: BatchStats) -> Tensor:
     """The output (B, C, H', W') of a branch that is not in a group."""
     op, x = branch.op, states.values[branch.state]
-    if isinstance(op, nn.Identity):  # section 3.3: dropout on the identity only
+    if branch.kind == "skip":  # section 3.3: dropout on the identity only
         return dropout(x, skip_dropout)
-    if isinstance(op, FactorizedReduce):
+    if branch.kind == "reduce":
         return stats.record(*project(op, states.relus[branch.state]))
-    if not branch.pool_norms:  # unknown here: applied as it is
+    if branch.kind == "own":
         return op(x)
-    pool = branch.state, branch.primitive
+    pool = branch.state, branch.kind
     if pool not in states.pools:
-        normed = PoolNorm.apply(x, branch.primitive[:3], branch.stride, *stats.reuse())
+        normed = PoolNorm.apply(x, branch.kind, branch.stride, *stats.reuse())
         states.pools[pool] = stats.record([branch.pool_norms], *normed)
     return states.pools[pool]
 
@@ -102,6 +102,7 @@ class FastCell:
         self.depthwise_stacks, self.pointwise_stack = plan_stacks(units, device)
         grouped = [branch for group in self.groups for branch in group.branches]
         singles = [branch for node in self.nodes for branch in node.singles]
+        self.recomputable = all(branch.kind != "own" for branch in singles)
         self.num_grouped = len(grouped)
         order = [branch.weight_index for branch in grouped + singles]
         self.weight_order = torch.tensor(order, dtype=torch.long, device=device)
@@ -157,8 +158,12 @@ class FastCell:
                          skip_dropout: float, stats: BatchStats) -> Tensor:
         """The cell's output (B, 4C, H', W') with activation checkpointing: saves only s0 and s1, recomputes the rest.
 
-        s0, s1 and the output are not rectified: each is one tensor that the neighbouring cells save, too.
+        s0, s1 and the output are not rectified: each is one tensor that the neighbouring cells save, too. A cell with
+        an unknown operation, which may have a state or draw random numbers, is not recomputed: it saves everything.
         """
+        if not self.recomputable:
+            weights = group_weights, single_weights, skip_dropout, stats
+            return torch.cat(self.mix(F.relu(s0), F.relu(s1), *weights, return_relus=False), dim=1)
         random_state = pixels.random_module(s0.device).get_rng_state() if skip_dropout > 0 else None
 
         def mix(s0, s1, *weights):

@@ -10,6 +10,7 @@ COLORS = {  # one hue per kind of operation; Okabe and Ito's colours, distinct f
     "sep_conv_3x3": "#56B4E9", "sep_conv_5x5": "#0072B2", "sep_conv_7x7": "#1B2A6B",
     "dil_conv_3x3": "#CC79A7", "dil_conv_5x5": "#882255", "conv_7x1_1x7": "#009E73",
 }
+OWN_COLOR = "#999933"  # of an operation that a script has added; an entry in COLORS takes precedence
 SIZE = {"state": 0.42, "label": 0.3, "bend": 0.16}  # height to reserve, in inches
 COLUMN, LABEL = 0.95, 0.86  # width of a column and a label, in inches
 
@@ -101,8 +102,8 @@ def draw_cell(genes: list, concat: list) -> Figure:
     # Each edge: the box of its operation, then its line, level in columns of labels.
     for op, points in edges:
         if op:
-            draw_box(ax, COLUMN * points[-2][0], y[points[-2]], LABEL, 0.22, op, edgecolor=COLORS[op],
-                     facecolor=tint(COLORS[op]), linestyle=line_style(op))
+            draw_box(ax, COLUMN * points[-2][0], y[points[-2]], LABEL, 0.22, op, edgecolor=color_of(op),
+                     facecolor=tint(color_of(op)), linestyle=line_style(op))
         start, end = 0.25 if points[0][2] < 2 else 0.15, 0.16 if op else 0.26  # from border to border
         line = [(COLUMN * points[0][0] + start, y[points[0]])]
         for point in points[1:-1]:  # level in a column of labels, to touch none
@@ -132,7 +133,7 @@ def draw_edge(ax, op: str | None, points: list[tuple[float, float]]) -> None:
         codes += [Path.CURVE4] * 3
     ax.add_patch(FancyArrowPatch(
         path=Path(vertices, codes), arrowstyle="-|>", mutation_scale=7, linewidth=1.3 if op else 0.8, capstyle="butt",
-        color=COLORS[op] if op else "#8C8C8C", linestyle=line_style(op), fill=False, zorder=1))
+        color=color_of(op) if op else "#8C8C8C", linestyle=line_style(op), fill=False, zorder=1))
 
 
 def draw_box(ax, x: float, y: float, width: float, height: float, text: str, fontsize: float = 8, **style) -> None:
@@ -140,6 +141,10 @@ def draw_box(ax, x: float, y: float, width: float, height: float, text: str, fon
     shape = BoxStyle("round", pad=0, rounding_size=height / 2)
     ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, shape, linewidth=1, zorder=2, **style))
     ax.text(x, y, text, fontsize=fontsize, ha="center", va="center_baseline", zorder=3)
+
+
+def color_of(op: str) -> str:
+    return COLORS.get(op, OWN_COLOR)
 
 
 def line_style(op: str | None):

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 import genotypes
 from harness.files import write_file
-from reporting.cells import COLORS, line_style
+from reporting.cells import color_of, line_style
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7,
          "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
@@ -57,7 +57,7 @@ def draw_alphas(stages: list, genes: list) -> Figure:
             edge += 1
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("probability, in units of 1 / K", x=0.005, fontsize=8)
-    lines = [Line2D([], [], color=COLORS[op], linestyle=line_style(op), label=op) for op in genotypes.PRIMITIVES]
+    lines = [Line2D([], [], color=color_of(op), linestyle=line_style(op), label=op) for op in genotypes.PRIMITIVES]
     lines += [Line2D([], [], color="#404040", linestyle="", marker=marker, markersize=4, label=label)
               for marker, label in (("x", "dropped"), ("o", "in the genotype"))]
     axes[0, 4].legend(handles=lines, loc="upper right", ncols=2)
@@ -70,11 +70,11 @@ def draw_edge_alphas(ax, stages: list, edge: int, chosen: str | None) -> None:
         later = stages[i + 1][2][edge] if i + 1 < len(stages) else candidates[edge]
         for k, op in enumerate(candidates[edge]):
             p = probs[:, edge, k] * len(candidates[edge])  # 1 in each stage if none is preferred
-            ax.plot(x, p, color=COLORS[op], linestyle=line_style(op), linewidth=1)
+            ax.plot(x, p, color=color_of(op), linestyle=line_style(op), linewidth=1)
             if op not in later:
-                ax.plot(x[-1], p[-1], "x", color=COLORS[op], markersize=4)
+                ax.plot(x[-1], p[-1], "x", color=color_of(op), markersize=4)
             elif op == chosen and x is stages[-1][0]:
-                ax.plot(x[-1], p[-1], "o", color=COLORS[op], markersize=4)
+                ax.plot(x[-1], p[-1], "o", color=color_of(op), markersize=4)
     mark_stages(ax, [x[0] for x, _, _ in stages])
 
 

@@ -13,12 +13,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from vectors import assert_equals_vector, assert_same_tensors
 
-from fast import pixels
+import operations
+from fast import known, pixels
 from fast.depthwise import depthwise, depthwise_backward
 from fast.supernet import _fast_cells, fast_cells
-from genotypes import PRIMITIVES, load, random_genotype
+from genotypes import OPERATIONS, PRIMITIVES, Genotype, load, random_genotype
 from model import NetworkCIFAR, NetworkImageNet
-from model_search import Network
+from model_search import Network, candidate
 
 PDARTS = load("PDARTS")
 SIZES = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 7), (8, 8), (9, 4), (15, 8), (16, 16), (12, 20), (32, 32)]
@@ -118,6 +119,114 @@ def test_a_published_cell_trains_as_defined_with_its_auxiliary_head(network_clas
     network = network_class(4, 10, 3, True, load(name)).double()
     network.drop_path_prob = 0.3
     assert_equals_definition(network, draw_images(size, size, B=4 if size == 32 else 2), monkeypatch)
+
+
+# ---- operations of one's own
+
+class Mixer(nn.Sequential):
+    """SiLU, a grouped convolution, a batch norm, which is a state: unlike anything in operations.py."""
+
+    def __init__(self, C: int, stride: int, affine: bool):
+        super().__init__(nn.SiLU(), nn.Conv2d(C, C, 3, stride, padding=1), nn.BatchNorm2d(C, affine=affine))
+
+
+class Doubled(operations.SepConv):
+    """A known operation's subclass that computes something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Reduced(operations.FactorizedReduce):
+    def forward(self, x):
+        return 1 - super().forward(x)
+
+
+class Shifted(nn.Identity):
+    def forward(self, x):
+        return x + 1
+
+
+def swish_conv(C: int, stride: int, affine: bool) -> nn.Module:
+    op = operations.SepConv(C, 3, stride, affine)
+    op.op[0] = nn.SiLU()
+    return op
+
+
+OWN = {  # how each is made; none of them may be computed as the operation that it resembles
+    "mixer": Mixer, "doubled": lambda C, stride, affine: Doubled(C, 3, stride, affine), "swish": swish_conv,
+    "wide": lambda C, stride, affine: operations.SepConv(C, 7, stride, affine),
+    "scaled": lambda C, stride, affine: operations.DilConv(C, 3, stride, True),
+    "reduced": lambda C, stride, affine: Shifted() if stride == 1 else Reduced(C, C, affine),
+    "max_pool_5x5": lambda C, stride, affine: nn.MaxPool2d(5, stride, padding=2),
+    "avg_pool_padded": lambda C, stride, affine: nn.AvgPool2d(3, stride, padding=1),
+    "noisy": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, padding=1), nn.Dropout(0.3)),
+}
+
+
+@pytest.fixture
+def own(monkeypatch):
+    for name, make in OWN.items():
+        monkeypatch.setitem(operations.TABLE, name, operations.Operation(make, is_pool="pool" in name))
+    return list(OWN)
+
+
+def as_defined(network: nn.Module, images: torch.Tensor, checkpoint=(False,)) -> None:
+    """The same to 1e-10 of the largest entry."""
+    network = network.double()
+    before, results = statistics(network), []
+    for fast, grad_checkpoint in ((False, False), *((True, again) for again in checkpoint)):
+        network.fast, network.grad_checkpoint = fast, grad_checkpoint
+        for name, value in network.named_buffers():
+            value.copy_(before[name])
+        results.append(train(network, images))
+    for result in results[1:]:
+        assert_same_tensors(result, results[0], 1e-10)
+
+
+@pytest.mark.parametrize("step", ["alpha", "weight"])
+def test_a_supernet_with_operations_of_ones_own_trains_as_defined(step, own):
+    """Each of them beside a candidate that fast/ knows; statistics move once, dropout draws the same values."""
+    torch.manual_seed(0)
+    edges = [["none", own[edge % len(own)], PRIMITIVES[1 + edge % 7], own[(edge + 4) % len(own)]] for edge in range(14)]
+    network = Network(4, 10, 3, edges, edges[::-1], skip_dropout=0.3)
+    nn.init.normal_(network.alphas_normal), nn.init.normal_(network.alphas_reduce)
+    for name, p in network.named_parameters():
+        p.requires_grad_(name.startswith("alphas") == (step == "alpha"))
+    as_defined(network, draw_images(9, 8), checkpoint=(False, True))
+    assert {int(b) for name, b in network.named_buffers() if name.endswith("tracked")} == {1}
+
+
+def test_an_evaluation_network_with_operations_of_ones_own_trains_as_defined(own):
+    for first in range(0, len(own), 2):
+        torch.manual_seed(first)
+        ops = [own[(first + i) % len(own)] for i in range(4)] + ["sep_conv_3x3", "skip_connect", "max_pool_3x3"]
+        genes = [(ops[i % len(ops)], i % 2) for i in range(8)]
+        network = NetworkCIFAR(4, 10, 3, False, Genotype(genes, [2, 3, 4, 5], genes[::-1], [2, 3, 4, 5]))
+        network.drop_path_prob = 0.3
+        as_defined(network, draw_images(9, 8))
+
+
+def test_fast_computes_every_published_operation_itself_and_none_of_ones_own(own):
+    expected = {"skip_connect": "reduce", "max_pool_3x3": "max", "avg_pool_3x3": "avg"}
+    for primitive in PRIMITIVES[1:]:
+        kind = known.kind(candidate(primitive, 4, 2), 2)
+        assert kind == expected.get(primitive, "convolution")
+    assert known.kind(candidate("skip_connect", 4, 1), 1) == "skip"
+    assert {known.kind(candidate(name, 4, stride), stride) for name in own for stride in (1, 2)} == {"own"}
+    assert all(known.is_convolution(operations.build(name, 4, 2), affine=True) == ("conv" in name and "1x7" not in name
+               or name == "skip_connect") for name in OPERATIONS)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_operation_of_another_shape_is_refused_with_its_values(fast, monkeypatch):
+    monkeypatch.setitem(operations.TABLE, "flat", operations.Operation(
+        lambda C, stride, affine: operations.SepConv(C, 3, 1, affine)))  # it forgets the stride
+    network = Network(2, 10, 3, [["none", "flat"]] * 14, [["none", "flat"]] * 14)
+    network.fast = fast
+    message = r"'flat' with stride 2 made \(4, 4, 8, 8\) of \(4, 4, 8, 8\): it must be \(4, 4, 4, 4\)"
+    with pytest.raises(ValueError, match=message):
+        network(torch.randn(4, 3, 8, 8))
 
 
 # ---- precision and devices

@@ -59,6 +59,46 @@ class NetworkImageNet(model.NetworkImageNet):
         return _omit_none(super().forward(images))
 
 
+class FeatureInfo(list):
+    """As timm's `feature_info`: of each map num_chs, reduction (its stride) and module (whose output it is)."""
+
+    def channels(self) -> list[int]:
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        return [info["reduction"] for info in self]
+
+
+class Backbone(model.NetworkImageNet):
+    """images (B, 3, H, W) -> the feature maps before each reduction and the last one, those that `choose` names."""
+
+    gives_maps = True
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        reductions = [i for i, cell in enumerate(self.cells) if cell.reduction]
+        self.ends = [*reductions, len(self.cells)]  # of each map, the cell after it
+        channels = [*(self.cells[i].preprocess1.op[1].in_channels for i in reductions), self.classifier.in_features]
+        self.feature_info = FeatureInfo(
+            {"num_chs": C, "reduction": 8 << i, "module": f"cells.{end - 1}" if end else "stem1"}
+            for i, (C, end) in enumerate(zip(channels, self.ends)))
+        del self.classifier
+
+    def choose(self, out_indices) -> "Backbone":
+        """Give only these maps, in this order, and drop the cells after them. Raises ValueError if one is missing."""
+        count = len(self.ends)
+        if not out_indices or not all(-count <= i < count for i in out_indices):
+            raise ValueError(f"out_indices {tuple(out_indices)}: the network has {count} maps, use 0 to {count - 1}")
+        self.out_indices = [i % count for i in out_indices]
+        self.feature_info = FeatureInfo(self.feature_info[i] for i in self.out_indices)
+        del self.cells[self.ends[max(self.out_indices)]:]
+        return self
+
+    def _classify(self, s0, s1):
+        maps, _ = self._run_cells(s0, s1)
+        return [maps[i] for i in self.out_indices]
+
+
 def pdarts_cifar(genotype="PDARTS", num_classes=10, init_channels=36, layers=20, auxiliary=False, weights=None):
     """The network for small images (section 4.3 of the paper): a torch.nn.Module, images (B, 3, H, W) -> logits.
 
@@ -72,10 +112,17 @@ def pdarts_cifar(genotype="PDARTS", num_classes=10, init_channels=36, layers=20,
     return _build(NetworkCIFAR, "eval", asked, pdarts_cifar.__defaults__, auxiliary, weights)
 
 
-def pdarts_imagenet(genotype="PDARTS", num_classes=1000, init_channels=48, layers=14, auxiliary=False, weights=None):
-    """The network for large images such as ImageNet's (section 4.4), trained by train_imagenet.py; as pdarts_cifar."""
+def pdarts_imagenet(genotype="PDARTS", num_classes=1000, init_channels=48, layers=14, auxiliary=False, weights=None,
+                    features_only=False, out_indices=(0, 1, 2)):
+    """The network for large images such as ImageNet's (section 4.4), trained by train_imagenet.py; as pdarts_cifar.
+
+    features_only: without classifier and auxiliary head, images -> a list of feature maps, of strides 8, 16 and 32.
+    out_indices: which of them; the network's `feature_info` describes them.
+    """
     asked = genotype, num_classes, init_channels, layers
-    return _build(NetworkImageNet, "imagenet", asked, pdarts_imagenet.__defaults__, auxiliary, weights)
+    if not features_only:
+        return _build(NetworkImageNet, "imagenet", asked, pdarts_imagenet.__defaults__, auxiliary, weights)
+    return _build(Backbone, "imagenet", asked, pdarts_imagenet.__defaults__, False, weights).choose(out_indices)
 
 
 def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: bool, weights):

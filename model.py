@@ -25,6 +25,7 @@ class Cell(nn.Module):
     def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool,
                  reduction_prev: bool):
         super().__init__()
+        self.reduction = reduction
         preprocess = FactorizedReduce if reduction_prev else ReLUConvBN
         self.preprocess0 = preprocess(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
@@ -78,6 +79,7 @@ class _Body(nn.Module):
     """The common part of both networks: the stacked cells, the classifier, the auxiliary head, drop path."""
 
     fast = True  # train with fast/, which computes the same
+    gives_maps = False  # the feature maps leave the network, so fast/ must not reuse their memory
 
     def _stack(self, C_prev_prev: int, C_prev: int, C: int, num_classes: int, layers: int, genotype: Genotype,
                reduction_prev: bool, auxiliary_stride: int | None) -> None:
@@ -95,17 +97,22 @@ class _Body(nn.Module):
                 self.auxiliary_head = AuxiliaryHead(C_prev, num_classes, auxiliary_stride)
         self.classifier = nn.Linear(C_prev, num_classes)
 
-    def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits_aux = None
-        # Each cell reads the outputs of the two cells before it, whose sizes may differ.
+    def _run_cells(self, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The maps before each reduction and the last one, (B, C_prev, H, W) each, and the auxiliary logits."""
         if self.training and self.fast:
-            s1, logits_aux = fast.train_cells(self, s0, s1)  # the loop below, in less time and memory
-        else:
-            for i, cell in enumerate(self.cells):
-                s0, s1 = s1, cell(s0, s1, self.drop_path_prob)  # (B, C_prev, H, W)
-                if i == self.auxiliary_cell and self.training and self.auxiliary_head:
-                    logits_aux = self.auxiliary_head(s1)
-        return self.classifier(global_average_pool(s1)), logits_aux  # (B, num_classes) each
+            return fast.train_cells(self, s0, s1)  # the loop below, in less time and memory
+        maps, logits_aux = [], None
+        # Each cell reads the outputs of the two cells before it, whose sizes may differ.
+        for i, cell in enumerate(self.cells):
+            maps += [s1] if cell.reduction else []
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)  # (B, C_prev, H, W)
+            if i == self.auxiliary_cell and self.training and self.auxiliary_head:
+                logits_aux = self.auxiliary_head(s1)
+        return [*maps, s1], logits_aux
+
+    def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
+        maps, logits_aux = self._run_cells(s0, s1)
+        return self.classifier(global_average_pool(maps[-1])), logits_aux  # (B, num_classes) each
 
 
 class NetworkCIFAR(_Body):

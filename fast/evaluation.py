@@ -13,18 +13,19 @@ from fast.pixels import alternate_pixels, fast_memory_format, redilate, undilate
 from operations import FactorizedReduce, ReLUConvBN, SepConv, drop_path
 
 
-def train_cells(network: nn.Module, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The loop over the cells of model.NetworkCIFAR or NetworkImageNet -> the last cell's output, auxiliary logits."""
-    logits_aux, one_stem = None, s0 is s1
+def train_cells(network: nn.Module, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """The loop over the cells of model.NetworkCIFAR or NetworkImageNet, see `_run_cells` there."""
+    maps, logits_aux, one_stem = [], None, s0 is s1
     s0 = F.relu_(fast_memory_format(s0))  # in place: every use of s0 and s1 begins with a ReLU
-    s1 = s0 if one_stem else F.relu_(fast_memory_format(s1))
+    s1 = s0 if one_stem else fast_memory_format(s1)
     for i, cell in enumerate(network.cells):
+        maps += [s1] if cell.reduction else []
+        if i or not one_stem:
+            s1 = F.relu(s1) if network.gives_maps and cell.reduction else F.relu_(s1)
         s0, s1 = s1, train_cell(cell, s0, s1, network.drop_path_prob)
-        if cell is not network.cells[-1]:
-            s1 = F.relu_(s1)
         if i == network.auxiliary_cell and network.auxiliary_head:
             logits_aux = network.auxiliary_head(s1)
-    return s1, logits_aux
+    return [*maps, s1], logits_aux
 
 
 def train_cell(cell: nn.Module, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:

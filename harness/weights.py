@@ -113,7 +113,7 @@ def check_finite(network: nn.Module, label: str) -> None:
 # ---- whether they match the network
 
 def _read_weights(option: str, path: str, network: nn.Module) -> dict:
-    """A file's weights, without an auxiliary head if the network has none."""
+    """A file's weights, without those of an auxiliary head or a classifier if the network has none."""
     found, own = read(path, option), network.state_dict()
     if "alphas_normal" in found or any("m_ops" in name for name in found):
         raise ValueError(f"{option} {path} are a search supernet's: train its genotype and use those weights")
@@ -121,7 +121,9 @@ def _read_weights(option: str, path: str, network: nn.Module) -> dict:
     if unusable:
         raise ValueError(f"{option} {path} have {len(unusable)} entries that are not finite, dense floats, e.g. "
                          f"{unusable[0]}: use those of an intact training, neither quantized nor sparse")
-    return {name: value for name, value in found.items() if name in own or not name.startswith("auxiliary_head.")}
+    heads = {name.split(".")[0] for name in own}
+    absent = tuple(f"{head}." for head in ("auxiliary_head", "classifier") if head not in heads)
+    return {name: value for name, value in found.items() if not name.startswith(absent)}
 
 
 def _differing(found: dict, own: dict) -> set[str]:

@@ -194,7 +194,7 @@ def test_both_files_say_how_it_is_used(exported):
 def test_the_programs_of_the_document_run_as_printed(exported):
     digits, predicted = load("digits", ""), trained(exported.run)(digit_images()[0])[0].argmax(1)
     Image.fromarray(digits.test_images[5, 0].numpy()).save(exported.folder / "image.png")
-    hub, runtime, _ = PROGRAMS
+    hub, runtime, *_ = PROGRAMS
     assert program(hub, exported.folder) == f"{predicted[5]}\n"
     assert program(runtime, exported.folder) == f"{predicted[5]}\n"
     assert len(hub.split("import pil_to_tensor")[-1].splitlines()) <= 12  # "ten lines"

@@ -77,3 +77,15 @@ def test_the_job_script_is_requeued_and_goes_on_by_itself(options, training, tmp
     assert batch.returncode == 0, stderr
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"  # finished: not again
     assert_same_result(the_run(save), training)
+
+
+def test_the_first_cell_of_a_notebook_begins_a_run_and_then_continues_it(tmp_path):
+    """As printed, but for the storage; in the place of python, what makes a run's directory."""
+    text = next(text for text in re.findall(r"```bash\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL)
+                if text.startswith("save=/content"))
+    text = text.replace("/content/drive/MyDrive/pdarts", f"{tmp_path}/runs")
+    python = f'python() {{ echo "$@" >> {tmp_path}/calls; mkdir -p $save/search-1; touch $save/search-1/args.json; }}\n'
+    for _ in range(2):
+        subprocess.run(["bash", "-c", python + text], check=True)
+    command = f"train_search.py --tmp_data_dir DIR --save {tmp_path}/runs"
+    assert (tmp_path / "calls").read_text().splitlines() == [command, f"{command} --resume {tmp_path}/runs/search-1"]

@@ -232,7 +232,7 @@ def to_config(genotype: Genotype) -> dict[str, str]:
         pairs = [sorted(pair, key=lambda gene: gene[1]) for pair in zip(genes[::2], genes[1::2])]
         if len(pairs) != NODES or list(concat) != [2, 3, 4, 5] or any(
                 first[1] == second[1] or not {first[0], second[0]} <= set(OPERATIONS[:7]) for first, second in pairs):
-            raise ValueError("NAS-Bench-301 has four nodes, all in the output, each with two inputs and two of "
+            raise ValueError("NAS-Bench-301 has four nodes, all in the output, each with two different inputs, and "
                              f"{', '.join(OPERATIONS[:7])}; '{cell}' is {genes}, output {concat}")
         for node, pair in enumerate(pairs):
             config |= {f"edge_{cell}_{node * (node + 3) // 2 + state}": op for op, state in pair}
@@ -285,7 +285,7 @@ def _check_genes(cell: str, genes) -> None:
         if op == "none":
             raise ValueError(f"'{cell}' lists (operation, source) pairs, but gene {i} is 'none', which a cell "
                              "can't contain: choose another operation")
-        known = dict.fromkeys([*OPERATIONS, *searched()])
+        known = [*OPERATIONS, *(op for op in PRIMITIVES if op not in ("none", *OPERATIONS))]
         if op not in known:
             raise ValueError(f"'{cell}' gene {i} has the unknown operation {op[:40]!r}; known: {', '.join(known)}")
         if not 0 <= state < 2 + i // 2:
@@ -299,15 +299,11 @@ def _check_concat(cell: str, concat, nodes: int) -> None:
         raise ValueError(f"'{cell}_concat' must list distinct nodes from 2 to {1 + nodes}")
 
 
-def searched() -> list[str]:
-    """The operations that a search can find."""
-    return [op for op in PRIMITIVES if op != "none"]
-
-
 def random_genotype(seed: int) -> Genotype:
     """A cell sampled uniformly from the search space: two distinct states per node, each with an operation but none."""
     rng = random.Random(seed)
-    normal, reduce = ([(rng.choice(searched()), state)
+    found = [op for op in PRIMITIVES if op != "none"]
+    normal, reduce = ([(rng.choice(found), state)
                        for node in range(NODES) for state in sorted(rng.sample(range(2 + node), 2))] for _ in range(2))
     concat = list(range(2, 2 + NODES))
     return Genotype(normal, concat, reduce, concat)

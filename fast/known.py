@@ -12,15 +12,12 @@ def is_convolution(op: nn.Module, affine: bool, kernels: tuple[int, ...] = (3, 5
 
     affine: whether its batch norms are. An operation with hooks must be called, so it is none of these.
     """
-    if type(op) is FactorizedReduce:
-        layers = [op.relu, op.conv_1, op.conv_2, op.bn]
-    elif type(op) in (SepConv, DilConv):
-        layers = list(op.op)
-    else:
+    if type(op) not in (SepConv, DilConv, FactorizedReduce) or op._forward_hooks:
         return False
+    layers = [op.relu, op.conv_1, op.conv_2, op.bn] if type(op) is FactorizedReduce else list(op.op)
     return ([type(layer) for layer in layers] == LAYERS * (2 if type(op) is SepConv else 1)
             and (type(op) is FactorizedReduce or layers[1].kernel_size[0] in kernels)
-            and all(is_norm(norm, affine) for norm in layers[3::4]) and not op._forward_hooks)
+            and all(is_norm(norm, affine) for norm in layers[3::4]))
 
 
 def is_norm(norm: nn.Module, affine: bool) -> bool:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import genotypes
 import utils
 from genotypes import Genotype
-from harness import parallel, weights
+from harness import parallel, records, weights
 from harness.files import write_file
 from harness.log import log
 from harness.runs import Run, in_words
@@ -123,10 +123,10 @@ class Best:
     best_epoch: int | None = None
 
 
-def open_run(kind: str, network: nn.Module, genotype: Genotype, metadata: dict, args) -> Run:
+def open_run(kind: str, network: nn.Module, genotype: Genotype, data: dict, args) -> Run:
     """Open the run that trains `network`: write genotype.json and data.json, and log what is trained.
 
-    metadata: the dataset's, from `sets.describe`. --init_weights are loaded first. Raises OSError, ValueError.
+    data: from `sets.describe`. --init_weights are loaded first. Raises OSError, ValueError.
     """
     device = network.classifier.weight.device
     if args.init_weights and not (args.resume and Path(args.resume, "checkpoint.pt").exists()):
@@ -134,10 +134,17 @@ def open_run(kind: str, network: nn.Module, genotype: Genotype, metadata: dict, 
     run = Run.open(kind, args, utils.describe_device(device), Best())
     if parallel.rank() == 0:
         genotypes.save(genotype, run.path / "genotype.json")
-        if not (run.path / "data.json").exists():  # wrong data on --resume must not change it
-            write_file(run.path / "data.json", json.dumps(metadata).encode())
-    log_start(run, network, metadata["image_size"])
+    keep_data(run, data)
+    log_start(run, network, data["image_size"])
     return run
+
+
+def keep_data(run: Run, data: dict) -> None:
+    """Write data.json in a new run. Raises ValueError if a resumed one began with other data."""
+    if other := records.compare_data(run.path, data):
+        raise ValueError(f"{run.path} began with other data (other {other} in data.json): resume it with its own")
+    if parallel.rank() == 0 and not (run.path / "data.json").exists():
+        write_file(run.path / "data.json", json.dumps(data).encode())
 
 
 def log_start(run: Run, network: nn.Module, image_size: int) -> None:

@@ -26,7 +26,7 @@ from harness.files import replace_file
 from harness.log import log
 from input_pipeline import imagenet, load
 from input_pipeline.batches import eval_batches
-from input_pipeline.sets import DATASETS, describe
+from input_pipeline.sets import DATASETS, as_in_run, describe_set
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
 TOLERANCE = 1e-5  # for logits up to 1, otherwise relative to the largest; see `tolerance`
@@ -94,9 +94,9 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
         raise ValueError(f"--weights {args.weights} are for {sizes['num_classes']} classes, the data has "
                          f"{len(metadata['classes'])}: use the dataset that they were trained on")
     size = metadata["image_size"]
-    cut = f", the centre of an image whose shorter side has {size * 256 // 224} pixels" if kind == "imagenet" else ""
     metadata |= {"genotype": genotype._asdict(), "accuracy": accuracy, "commit": record.get("git"),
-              "input": f"float32 (batch, 3, {size}, {size}), RGB, (pixel / 255 - mean) / std{cut}"}
+              "input": f"float32 (batch, 3, {size}, {size}), RGB, (pixel / 255 - mean) / std, the centre of an image "
+                       f"whose shorter side has {metadata['resize']} pixels"}
     return network, images, metadata
 
 
@@ -109,22 +109,24 @@ def accuracy_of(run_dir: str, path: str) -> float | None:
 
 
 def read_images(kind: str, args: Namespace, trained: dict) -> tuple[Tensor, dict]:
-    """A few test images (B, 3, H, W), as the network takes them, and the metadata of their dataset."""
+    """A few test images (B, 3, H, W), as the network takes them, and the metadata of the data it was trained on."""
     root, name, size = (vars(args)[key] or trained.get(key) for key in ("tmp_data_dir", "dataset", "image_size"))
+    beside = Path(args.weights).parent
+    run_dir = beside if records.read_data(beside) else args.run
     if kind == "imagenet" and not root:
         raise ValueError("--tmp_data_dir is missing: set it to the folder that holds train/CLASS/* and val/CLASS/*")
     if kind == "imagenet":
-        size = size or 224
-        _, loader, classes = imagenet.loaders(root, size, CHECKED, 0, 0, "cpu", training=False)
-        images, metadata = next(iter(loader))[0], describe(classes, *imagenet.STATS, size)
+        _, loader, data = imagenet.loaders(root, size or 224, CHECKED, 0, 0, "cpu", training=False)
+        records.use_data(run_dir, data)  # its moments are ImageNet's
+        images = next(iter(loader))[0]
     elif name is None:
         raise ValueError("--dataset is missing: set it to the dataset that the weights were trained on")
     else:
-        dataset = load(name, root or "data", size)
-        batches = eval_batches(dataset.test_images[:CHECKED], dataset.test_target, CHECKED, dataset, "cpu")
-        images = next(batches)[0]
-        metadata = describe(dataset.classes, dataset.mean, dataset.std, images.size(-1))
-    return images.contiguous(), metadata
+        dataset = as_in_run(load(name, root or "data", size), run_dir)
+        images = next(eval_batches(dataset.test_images[:CHECKED], dataset.test_target, CHECKED, dataset, "cpu"))[0]
+        data = describe_set(dataset)
+    metadata = {key: data[key] for key in ("classes", "mean", "std", "image_size", "resize")}
+    return images.contiguous(), metadata | {"crop": data["image_size"]}
 
 
 # ---- the three formats: each has a function for a file's content, and one that runs a file on images (B, 3, H, W)

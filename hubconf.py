@@ -4,7 +4,6 @@
 In evaluation mode they return only the logits. docs/use.md explains the steps from a search to a prediction.
 """
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -28,9 +27,11 @@ def _import(*names: str):
     if getattr(sys.modules.get(__name__), "__file__", None) == __file__:  # imported from this repository
         return [importlib.import_module(name) for name in names]
     theirs = {name: sys.modules.pop(name) for name in list(sys.modules) if _has_our_name(name)}
+    sys.path.insert(0, str(HERE))  # torch.hub removes it after loading
     try:
         return [importlib.import_module(name) for name in names]
     finally:
+        sys.path.remove(str(HERE))
         for name in filter(_has_our_name, list(sys.modules)):
             del sys.modules[name]
         sys.modules.update(theirs)
@@ -45,11 +46,22 @@ def _omit_none(output: tuple):
     return logits if logits_aux is None else (logits, logits_aux)
 
 
+def _read(network, path):
+    """An image file as the input (1, 3, H, W) of a network that was loaded from a run. Raises ValueError."""
+    if not hasattr(network, "resize"):
+        raise ValueError("this network has no data.json that says how to resize: load it from a run, or train it again")
+    batches, folders = _import("input_pipeline.batches", "input_pipeline.folders")
+    pixels = folders.square(folders.read_image(str(path))[0], network.resize, network.image_size)
+    return batches.normalise(pixels[None], *batches.normalisation(network, "cpu")).to(network.classifier.weight.device)
+
+
 class NetworkCIFAR(model.NetworkCIFAR):
     """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
 
     def forward(self, images):
         return _omit_none(super().forward(images))
+
+    read = _read
 
 
 class NetworkImageNet(model.NetworkImageNet):
@@ -57,6 +69,8 @@ class NetworkImageNet(model.NetworkImageNet):
 
     def forward(self, images):
         return _omit_none(super().forward(images))
+
+    read = _read
 
 
 class FeatureInfo(list):
@@ -128,21 +142,22 @@ def pdarts_imagenet(genotype="PDARTS", num_classes=1000, init_channels=48, layer
 def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: bool, weights):
     cells = [genotypes.load(str(cell)) if isinstance(cell, (str, os.PathLike)) else cell
              for cell in (asked[0], defaults[0])]
-    asked, defaults, metadata = (cells[0], *asked[1:]), (cells[1], *defaults[1:4]), {}
+    asked, defaults = (cells[0], *asked[1:]), (cells[1], *defaults[1:4])
     if weights is not None and os.path.isdir(weights):
         run_dir, weights = Path(weights), records.last_weights(weights)
-        asked, metadata = _from_run(run_dir, weights_of.sizes(weights), kind, asked, defaults)
+        asked = _from_run(run_dir, weights_of.sizes(weights), kind, asked, defaults)
     genotype, num_classes, init_channels, layers = asked
     network = network_class(init_channels, num_classes, layers, auxiliary, genotype)
-    for name, value in metadata.items():
-        setattr(network, name, value)
     if weights is not None:
+        data = records.read_data(Path(weights).parent)  # {} for older runs
+        for name in data.keys() & {"classes", "mean", "std", "image_size", "resize"}:
+            setattr(network, name, data[name])
         weights_of.load(str(weights), network)
     return network
 
 
-def _from_run(run_dir: Path, sizes: dict, kind: str, asked: tuple, defaults: tuple) -> tuple[tuple, dict]:
-    """The genotype and sizes that a run sets, which `asked` must not contradict, and the metadata of its dataset."""
+def _from_run(run_dir: Path, sizes: dict, kind: str, asked: tuple, defaults: tuple) -> tuple:
+    """The genotype and sizes that a run sets, which `asked` must not contradict."""
     if sizes["kind"] != kind:
         right = {"eval": "pdarts_cifar", "imagenet": "pdarts_imagenet"}[sizes["kind"]]
         raise ValueError(f"{run_dir} is a run of kind {sizes['kind']}: use {right}")
@@ -150,5 +165,4 @@ def _from_run(run_dir: Path, sizes: dict, kind: str, asked: tuple, defaults: tup
     for name, one, other, default in zip(SIZES, asked, found, defaults):
         if one not in (other, default):
             raise ValueError(f"{run_dir} has {name} {other}, not {one}: omit the argument")
-    path = run_dir / "data.json"  # not in older runs
-    return found, json.loads(path.read_text()) if path.exists() else {}
+    return found

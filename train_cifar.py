@@ -10,6 +10,7 @@ on CIFAR-10 for its cell, after 600 epochs.
 """
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import engine
 import genotypes
@@ -17,7 +18,7 @@ import utils
 from harness import cli, parallel, records
 from input_pipeline import load
 from input_pipeline.batches import Batches, eval_batches
-from input_pipeline.sets import DATASETS, describe
+from input_pipeline.sets import DATASETS, as_in_run, describe_set
 from model import NetworkCIFAR
 
 
@@ -47,6 +48,8 @@ def main(args: Namespace) -> None:
         dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
     check_size(args, image_size)
+    if args.eval:
+        dataset = as_in_run(dataset, Path(args.weights).parent)
     utils.seed_everything(args.seed)
     network = NetworkCIFAR(args.init_channels, len(dataset.classes), args.layers, args.auxiliary, genotype).to(device)
     test_batches = partial(eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset, device,
@@ -57,8 +60,7 @@ def main(args: Namespace) -> None:
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     batches = Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
                       utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
-    metadata = describe(dataset.classes, dataset.mean, dataset.std, image_size)
-    run = engine.open_run("eval", network, genotype, metadata, args)
+    run = engine.open_run("eval", network, genotype, describe_set(dataset), args)
     optimizer = utils.sgd(network.parameters(), args.learning_rate, args.momentum, args.weight_decay)
     trained, scaler = engine.prepare(network, args)
     run.keep(network=network, optimizer=optimizer, scaler=scaler, batches=batches)

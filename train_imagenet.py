@@ -9,6 +9,7 @@ metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 24.
 epochs.
 """
 from argparse import Namespace
+from pathlib import Path
 
 import engine
 import genotypes
@@ -16,7 +17,6 @@ import utils
 from harness import cli, parallel, records
 from harness.cli import number
 from input_pipeline import imagenet
-from input_pipeline.sets import describe
 from model import NetworkImageNet
 
 
@@ -68,15 +68,17 @@ def main(args: Namespace) -> None:
     genotype = genotypes.load(records.arch_of(args))
     if args.auxiliary and args.image_size < 193:  # its 7x7 input is 1/32 of the image
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: omit it")
-    train_loader, val_loader, classes = imagenet.loaders(
+    train_loader, val_loader, data = imagenet.loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
         parallel.world_size(), training=not args.eval)
     utils.seed_everything(args.seed)
-    network = NetworkImageNet(args.init_channels, len(classes), args.layers, args.auxiliary, genotype).to(device)
+    classes = len(data["classes"])
+    network = NetworkImageNet(args.init_channels, classes, args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
+        records.use_data(Path(args.weights).parent, data)
         return engine.test_weights(network, val_loader, args)
 
-    run = engine.open_run("imagenet", network, genotype, describe(classes, *imagenet.STATS, args.image_size), args)
+    run = engine.open_run("imagenet", network, genotype, data, args)
     optimizer = utils.sgd(network.parameters(), args.learning_rate, args.momentum, args.weight_decay)
     trained, scaler = engine.prepare(network, args)
     run.keep(network=network, optimizer=optimizer, scaler=scaler)

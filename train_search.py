@@ -130,9 +130,10 @@ def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
     source = search_parts.open_data(args, device)
-    check_size(stages[0], source.image_size, args, device)
+    check_size(stages[0], source.data["image_size"], args, device)
     device_words = utils.describe_device(device)
     run = Run.open("search", args, device_words, Progress(), costs)
+    engine.keep_data(run, source.data)
     log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
         # Each stage begins with fresh weights and fresh alphas.
@@ -237,8 +238,8 @@ def check_size(stage: Stage, image_size: int, args: Namespace, device: torch.dev
 
 def log_start(run: Run, source: SearchData) -> None:
     """Log the data, the device, and how many steps a stage takes."""
-    args, steps = run.args, len(source.train_batches)
-    log.info(f"{run.path}: {args.dataset}, {len(source.classes)} classes at {source.image_size}x{source.image_size}, "
+    args, steps, size = run.args, len(source.train_batches), source.data["image_size"]
+    log.info(f"{run.path}: {args.dataset}, {len(source.data['classes'])} classes at {size}x{size}, "
              f"{source.num_images[0]} training images for the weights, {source.num_images[1]} for the alphas, on "
              f"{parallel.world_size()} x {run.device}; a stage takes {args.epochs * steps} weight "
              f"steps and {(args.epochs - args.warmup_epochs) * steps} alpha steps")
@@ -248,7 +249,7 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     """A stage's supernet, optimizers and batches, restored from the checkpoint if the run is resumed in the stage."""
     args = run.args
     utils.seed_everything(args.seed, stage.number)
-    network = Network(stage.channels, len(source.classes), stage.layers, run.state.normal, run.state.reduce,
+    network = Network(stage.channels, len(source.data["classes"]), stage.layers, run.state.normal, run.state.reduce,
                       stem=args.stem).to(device)
     network.grad_checkpoint, network.fast = args.grad_checkpoint, utils.use_fast(args.fast, device)
     if args.compile and network.fast:

@@ -64,7 +64,7 @@ def measure(network: nn.Module, size: int, genotype: genotypes.Genotype, folder:
     settle(network, torch.randn(8, 3, size, size))
     images, result = torch.randn(4, 3, size, size), {}
     program = export.trace(network, images)
-    metadata = describe(["?"] * network.classifier.out_features, *imagenet.STATS, size)
+    metadata = describe(["?"] * network.classifier.out_features, *imagenet.STATS, size, size)
     metadata["genotype"] = genotype._asdict()
     for suffix in export.FORMATS:
         path = folder / f"{size}.{suffix}"

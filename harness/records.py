@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy
 
+from harness.log import log
+
 
 def read_args(run_dir) -> dict:
     """A run's args.json. Raises ValueError if the directory is not a run."""
@@ -31,6 +33,39 @@ def read_alphas(run_dir) -> dict[str, numpy.ndarray]:
             return dict(file)
     except Exception:  # damage can surface as any exception
         raise ValueError(f"{run_dir}/alphas.npz is missing or damaged: --resume the run to rewrite it") from None
+
+
+def read_data(run_dir) -> dict:
+    """A run's data.json, see `input_pipeline.sets.describe`; {} if it is not a run, or has none. Raises ValueError."""
+    path = Path(run_dir, "data.json")
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() and path.with_name("args.json").exists() else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged: restore it, or remove it") from None
+
+
+def compare_data(run_dir, data: dict) -> str:
+    """The entries of data.json in which `data` differ from a run's, "" if in none; what a run lacks counts as equal.
+
+    Raises ValueError, which names up to five classes of each side, if the classes differ.
+    """
+    saved = data | read_data(run_dir)
+    was, now = saved["classes"], data["classes"]
+    if was != now:
+        gone, new = ([name for name in one if name not in other][:5] for one, other in ((was, now), (now, was)))
+        words = [f"only {side}: {', '.join(names)}" for side, names in (("there", gone), ("here", new)) if names]
+        raise ValueError(f"{run_dir} was trained on other classes ({'; '.join(words) or 'in another order'}): use its "
+                         "data")
+    other = [name for name in ("image_size", "images", "digest") if saved[name] != data[name]]
+    other += [name for name in ("mean", "std") if any(abs(a - b) > 1e-3 for a, b in zip(saved[name], data[name]))]
+    return ", ".join(other)
+
+
+def use_data(run_dir, data: dict) -> dict:
+    """The data of a run, to use its network on `data`, which are logged if they are another set. Raises ValueError."""
+    if other := compare_data(run_dir, data):
+        log.info(f"another set than that of {run_dir} (other {other}), with the run's mean and deviation")
+    return data | read_data(run_dir)
 
 
 def last_weights(run_dir) -> str:

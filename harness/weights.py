@@ -34,6 +34,8 @@ class Ignored:
 
 def read(path: str, option: str = "--weights") -> dict[str, Tensor]:
     """The tensors in a file by their unprefixed names. Raises ValueError, in one line that begins with `option`."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{option} {path} can't be read (not a regular file): use a file of tensors")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([(Ignored, name) for name in EXTRAS]):
             warnings.simplefilter("ignore")  # about files that are rejected below

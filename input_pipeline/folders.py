@@ -1,6 +1,9 @@
 """Image files: reading one, finding them in folders of classes, and reading whole folders into memory."""
+import contextlib
+import hashlib
 import os
 import warnings
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,7 @@ from harness.log import log
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # Files that file managers and archivers leave behind, besides those whose names begin with a dot.
 LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+DANGLING = "dangling link(s)"
 # Pillow also warns where it raises an error, and of large images or odd metadata, which are harmless here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -87,6 +91,23 @@ def _cause(error: Exception) -> str:
     return f"damaged ({text or type(error).__name__}); replace or remove the file"
 
 
+def square(image: Image.Image, resize: int, crop: int) -> Tensor:
+    """The centre of an RGB image, (3, crop, crop) uint8, after its shorter side was resized to `resize` pixels.
+
+    Bit-identical to torchvision's Resize and CenterCrop. A square larger than the resized image gets a black rim.
+    """
+    short = min(image.size)
+    # Deviation: of an image more than 100 times longer than wide, the ends are not resized, which bounds the memory.
+    image = _cut(image, [min(side, 100 * short) for side in image.size])
+    image = image.resize([resize * side // short for side in image.size], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(_cut(image, [crop, crop]))).permute(2, 0, 1)
+
+
+def _cut(image: Image.Image, sides: list[int]) -> Image.Image:
+    left, top = (round((have - want) / 2) for have, want in zip(image.size, sides))
+    return image.crop((left, top, left + sides[0], top + sides[1]))
+
+
 # ---- folders of classes
 
 class Folder(NamedTuple):
@@ -98,25 +119,28 @@ class Folder(NamedTuple):
 def image_folders(root: Path) -> tuple[Folder, Folder]:
     """The images of train/CLASS/* and val/CLASS/* (or test/CLASS/*), with the labels of the training classes.
 
-    Validation may lack classes, which are logged. Raises OSError or ValueError if there are no folders or no images,
-    or if validation has other classes.
+    Logs what each of the two holds and what was ignored in it, and the classes that validation lacks. Raises OSError
+    or ValueError if there are no folders or no images, only one class, or if validation has other classes.
     """
-    train = _split_folder(root, "train")
-    val = _split_folder(root, "val", "test")
-    classes, val_classes = _subfolders(train), _subfolders(val)
-    missing, unknown = set(classes) - set(val_classes), set(val_classes) - set(classes)
+    (train, images), (val, val_images) = _scan(root, "train"), _scan(root, "val", "test")
+    classes, missing, unknown = list(images), images.keys() - val_images, val_images.keys() - images
     if unknown:
-        also = f" and lacks {_first_five(missing)}" if missing else ""
-        raise ValueError(f"{val} has {len(unknown)} class(es) that {train} lacks: {_first_five(unknown)}{also}: make "
+        also = f" and lacks {first_five(missing)}" if missing else ""
+        raise ValueError(f"{val} has {len(unknown)} class(es) that {train} lacks: {first_five(unknown)}{also}: make "
                          "the names match, or remove them")
-    folders = [Folder(folder, _samples(folder, classes), classes) for folder in (train, val)]
-    for folder, names in zip(folders, (classes, val_classes)):
-        if empty := set(names) - {classes[label] for _, label in folder.samples}:
-            raise ValueError(f"{folder.path} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
-                             f"{_first_five(empty)}: add some, or remove them")
+    for folder, found in ((train, images), (val, val_images)):
+        if empty := [name for name, paths in found.items() if not paths]:
+            raise ValueError(f"{folder} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
+                             f"{first_five(empty)}: add some, or remove them; the log says what was ignored")
+    if len(classes) == 1:
+        inside = first_five(entry.name for entry in _list(train / classes[0])["folder"])
+        raise ValueError(f"{train} has only one class folder, {classes[0]}, which is perhaps the wrong level: put the "
+                         f"folder of each class directly into {train}" + (f", such as {inside}" if inside else ""))
     if missing:
-        log.info(f"{val} lacks {len(missing)} of {len(classes)} training classes: {_first_five(missing)}")
-    return folders[0], folders[1]
+        log.info(f"{val} lacks {len(missing)} of {len(classes)} training classes: {first_five(missing)}")
+    labels = {name: label for label, name in enumerate(classes)}
+    return tuple(Folder(path, [(image, labels[name]) for name in found for image in found[name]], classes)
+                 for path, found in ((train, images), (val, val_images)))
 
 
 def imagenet_folders(root: str) -> tuple[Folder, Folder]:
@@ -124,12 +148,58 @@ def imagenet_folders(root: str) -> tuple[Folder, Folder]:
     return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
 
 
-def _split_folder(root: Path, *names: str) -> Path:
-    """The first of these folders that exists. Raises OSError or ValueError if it holds no class folders."""
+def digest_names(*folders: Folder) -> str:
+    """SHA-256 of the images' names below these folders, in order."""
+    names = "\n".join(path.removeprefix(str(folder.path)) for folder in folders for path, _ in folder.samples)
+    return hashlib.sha256(os.fsencode(names.replace(os.sep, "/"))).hexdigest()
+
+
+def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]]]:
+    """The first of these folders that exists, and the images of each class in it, at any depth, in ImageFolder's order.
+
+    A directory is visited once, so that loops of links end, and where it lies rather than where a link to it does.
+    Raises OSError or ValueError if there are no class folders.
+    """
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"no folder {root / names[0]}: {root} must hold train/CLASS/* and val/CLASS/*")
-    classes, flat = _subfolders(folder), sum(_is_image(entry.name) for entry in _entries(folder))
+    top, ignored = _list(folder), Counter()
+    _check_level(folder, top)
+    if flat := top.pop("image", None):  # perhaps sorted in part
+        ignored[f"image(s) outside the class folders, to be moved to {folder}/CLASS/"] = len(flat)
+    # A dangling link that may be a class counts as a class, whose images are then missed.
+    lost = [entry for entry in top[DANGLING] if not entry.name.lower().endswith(IMG_EXTENSIONS)]
+    found = {entry.name: [] for entry in top["folder"] + lost}  # (folder, its images), of each class
+    pending = deque((entry.name, entry) for entry in sorted(top.pop("folder"), key=os.DirEntry.is_symlink))
+    ignored.update({kind: len(entries) for kind, entries in top.items()})
+    above = [folder.absolute(), *folder.absolute().parents, *Path(os.path.realpath(folder)).parents]
+    visited = set(map(os.path.realpath, above))
+    while pending:
+        name, entry = pending.popleft()
+        if (place := os.path.realpath(entry.path)) in visited:
+            ignored["link(s) to a folder that is read anyway"] += 1
+            continue
+        visited.add(place)
+        inside = _list(entry.path)
+        found[name].append((entry.path, [image.path for image in inside.pop("image", [])]))
+        for inner in inside.pop("folder", []):
+            (pending.append if inner.is_symlink() else pending.appendleft)((name, inner))
+        ignored.update({kind: len(entries) for kind, entries in inside.items()})
+    images = {name: [path for _, paths in sorted(found[name]) for path in paths] for name in sorted(found)}
+    _log_scan(folder, {name: len(paths) for name, paths in images.items()}, ignored)
+    return folder, images
+
+
+def _log_scan(folder: Path, counts: dict[str, int], ignored: Counter) -> None:
+    fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
+    kinds = [f"{count} {kind}" for kind, count in (+ignored).most_common(10)]
+    log.info(f"{folder}: {len(counts)} class(es), {sum(counts.values())} images, {counts[fewest]} ({fewest}) to "
+             f"{counts[most]} ({most}) per class" + (f"; ignored: {', '.join(kinds)}" if kinds else ""))
+
+
+def _check_level(folder: Path, top: dict[str, list[os.DirEntry]]) -> None:
+    """Raise OSError or ValueError if a folder with these entries, see `_list`, is not one of class folders."""
+    flat, classes = len(top["image"]), [entry.name for entry in top["folder"]]
     if (folder / "val_annotations.txt").is_file() and classes in ([], ["images"]):
         raise ValueError(f"{folder} is flat, as in Tiny-ImageNet: move each image to {folder}/CLASS/, its class is "
                          f"in val_annotations.txt")
@@ -138,59 +208,42 @@ def _split_folder(root: Path, *names: str) -> Path:
                          f"move each image to {folder}/CLASS/")
     if not classes:
         raise FileNotFoundError(f"{folder} has no class folders: put the images into {folder}/CLASS/")
-    if flat:  # perhaps sorted in part
-        log.info(f"{folder}: {flat} image(s) outside the class folders are ignored; move them to {folder}/CLASS/")
-    return folder
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _list(folder) -> dict[str, list[os.DirEntry]]:
+    """The entries of a folder, sorted by name, by kind: "folder", "image", and what is ignored."""
+    kinds = defaultdict(list)
     try:
-        return list(os.scandir(folder))
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            kinds[_kind(entry)].append(entry)
     except OSError as error:
-        _reject(error)
+        raise OSError(f"cannot read the folder {error.filename} ({error.strerror}): make it readable, or remove "
+                      "it") from error
+    return kinds
 
 
-def _reject(error: OSError):
-    raise OSError(f"cannot read the folder {error.filename} ({error.strerror}): make it readable, or remove "
-                  "it") from error
+def _kind(entry: os.DirEntry) -> str:
+    if entry.name.startswith(".") or entry.name.lower() in LEFTOVERS:
+        return "hidden or left by the system"
+    with contextlib.suppress(OSError):  # a link to itself
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            suffix = os.path.splitext(entry.name)[1].lower()
+            return "image" if suffix in IMG_EXTENSIONS else suffix or "without a suffix"
+    return DANGLING if entry.is_symlink() and not os.path.exists(entry.path) else "pipe(s), socket(s) or device(s)"
 
 
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in LEFTOVERS
-
-
-def _is_image(name: str) -> bool:
-    return _is_visible(name) and name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and _is_visible(entry.name))
-
-
-def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """All images of the classes, below their folders at any depth, in ImageFolder's order."""
-    samples = []
-    for label, name in enumerate(classes):
-        if not os.path.isdir(folder / name):  # validation may lack it
-            continue
-        found = []
-        for parent, folders, files in os.walk(folder / name, onerror=_reject, followlinks=True):
-            folders[:] = filter(_is_visible, folders)  # do not enter the others
-            found.append((parent, files))
-        samples += [(os.path.join(parent, file), label) for parent, files in sorted(found)
-                    for file in sorted(files) if _is_image(file)]
-    return samples
-
-
-def _first_five(names) -> str:
+def first_five(names) -> str:
     """The names, sorted, up to five of them."""
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 # ---- whole folders in memory
 
-def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
-    """Training images (N, 3, size, size) uint8 and labels (N,), the same of validation, and the class names.
+def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str], str]:
+    """Training images (N, 3, size, size) uint8 and labels (N,), the same of validation, class names, names' digest.
 
     Training images are shuffled with a fixed seed. Raises as `image_folders`; ImageError for a bad file; ValueError
     if the images exceed the free memory.
@@ -208,18 +261,16 @@ def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, l
         transparent += count
     if transparent:
         log.info(f"{transparent} of {sum(map(len, splits))} images had transparency: composited on white")
-    return *parts, train.classes
+    return *parts, train.classes, digest_names(train, val)
 
 
 def _read_all(paths: list[str], size: int, label: str) -> tuple[Tensor, int]:
     """All images, (N, 3, size, size) uint8, and how many had transparency; shows a progress bar on a terminal."""
-    from torchvision.transforms import v2
-    to_size = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read(i: int) -> bool:
         image, transparent = read_image(paths[i])
-        images[i] = to_size(image)
+        images[i] = square(image, size, size)
         return transparent
 
     Image.init()  # loads the plugins of all formats before the threads need them

@@ -2,6 +2,7 @@
 import os
 import signal
 import threading
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from harness import parallel
 from harness.log import log
 from input_pipeline.batches import batch_per_rank, for_convolutions
-from input_pipeline.folders import imagenet_folders, read_image
+from input_pipeline.folders import Folder, digest_names, imagenet_folders, read_image, square
+from input_pipeline.sets import describe
 
 STATS = (.485, .456, .406), (.229, .224, .225)
 
@@ -102,21 +104,28 @@ def outlive_signals(worker: int):
         threading.Thread(target=wait, daemon=True).start()
 
 
+def open_folders(root: str, image_size: int) -> tuple[Folder, Folder, dict]:
+    """Training and validation images of ROOT/imagenet or ROOT, and their description. Raises as `image_folders`."""
+    train, val = imagenet_folders(root)
+    return train, val, describe(train.classes, *STATS, image_size, resize_side(image_size),
+                                (label for _, label in train.samples), digest_names(train, val))
+
+
 def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device, rank: int = 0,
-            world_size: int = 1, training: bool = True) -> tuple[Loader | None, Loader, list[str]]:
-    """Training and validation loader of ROOT/imagenet or ROOT, and the class names; call `set_epoch` every epoch.
+            world_size: int = 1, training: bool = True) -> tuple[Loader | None, Loader, dict]:
+    """Training and validation loader of ROOT/imagenet or ROOT, and their `sets.describe`; call `set_epoch` every epoch.
 
     `batch_size` is global, over all ranks. Without `training` there is no training loader, and any size is allowed.
     Raises as `image_folders` and `batch_per_rank`; ImageError names a bad file.
     """
     batch = batch_per_rank(batch_size, world_size) if training else max(1, batch_size // world_size)
-    train, val = imagenet_folders(root)
+    train, val, data = open_folders(root, image_size)
     val_loader = eval_loader(val.samples, image_size, batch, workers, device, rank, world_size)
     if not training:
-        return None, val_loader, train.classes
+        return None, val_loader, data
     train_loader = training_loader(train.samples, image_size, batch, workers, seed, device, rank, world_size,
                                    jitter=True)
-    return train_loader, val_loader, train.classes
+    return train_loader, val_loader, data
 
 
 def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, seed: int, device,
@@ -139,15 +148,18 @@ def training_loader(samples: list[tuple[str, int]], image_size: int, batch_size:
     return loader
 
 
+def resize_side(image_size: int) -> int:
+    """The shorter side to which an image is resized before its centre is cut: 256 for 224, as published."""
+    return image_size * 256 // 224
+
+
 def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int, workers: int, device, rank: int = 0,
                 world_size: int = 1, persistent: bool = True) -> Loader:
     """Centre crops of all images, each once over all ranks; `batch_size` is per rank.
 
     persistent: whether the workers wait for the next pass.
     """
-    from torchvision.transforms import v2
-    files = ImageFiles(samples[rank::world_size], v2.Compose([
-        v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), v2.PILToTensor()]))
+    files = ImageFiles(samples[rank::world_size], partial(square, resize=resize_side(image_size), crop=image_size))
     return Loader(files, device, batch_size=batch_size, persistent_workers=persistent and workers > 0,
                   **_workers(workers, device))
 

@@ -11,8 +11,8 @@ import utils
 from harness import parallel
 from input_pipeline import imagenet
 from input_pipeline.batches import Batches, batch_per_rank, eval_batches
-from input_pipeline.folders import imagenet_folders
-from input_pipeline.sets import DataSet, load
+from input_pipeline.folders import first_five
+from input_pipeline.sets import DataSet, describe_set, load
 
 Samples = list[tuple[str, int]]  # (path, label)
 
@@ -22,8 +22,7 @@ class SearchData(NamedTuple):
     valid_batches: "Batches | FileBatches"  # for the alphas
     validation: partial  # () -> a pass over the alphas' split, not augmented
     num_images: tuple[int, int]  # for the weights, for the alphas
-    classes: list[str]
-    image_size: int
+    data: dict  # see sets.describe
 
 
 class FileBatches:
@@ -97,22 +96,25 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
     ranks = parallel.rank(), parallel.world_size()
     with parallel.rank0_first():  # one process downloads
         dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
+    data, image_size = describe_set(dataset), dataset.train_images.size(-1)
     splits = search_split(dataset, args.train_portion, args.valid_portion)
-    image_size = dataset.train_images.size(-1)
+    for (_, target), owner in zip(splits, ("weights", "alphas")):
+        if missing := [name for label, name in enumerate(dataset.classes) if not (target == label).any()]:
+            raise ValueError(f"the images for the {owner} lack {len(missing)} class(es): {first_five(missing)}: add "
+                             "images, or change --train_portion")
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     weights, alphas = (Batches(*split, args.batch_size, dataset, device, utils.derive_seed(args.seed, i), cutout,
                                *ranks) for i, split in enumerate(splits))
     # Validation reads the images where the batches keep them, so that the host's copy is freed.
     validation = partial(eval_batches, alphas.images, alphas.target, args.batch_size, dataset._replace(
         train_images=None, train_target=None, test_images=None, test_target=None), device, *ranks)
-    return SearchData(weights, alphas, validation, tuple(len(target) for _, target in splits), dataset.classes,
-                      image_size)
+    return SearchData(weights, alphas, validation, tuple(len(target) for _, target in splits), data)
 
 
 def from_files(args: Namespace, batch_size: int, device: torch.device) -> SearchData:
     """Two stratified splits of a tree of image files; `batch_size` is per rank."""
     ranks = parallel.rank(), parallel.world_size()
-    train, _ = imagenet_folders(args.tmp_data_dir)
+    train, _, data = imagenet.open_folders(args.tmp_data_dir, args.image_size)
     splits = stratified_split(train.samples, train.classes, args.train_portion, args.valid_portion,
                               utils.derive_seed(args.seed, 2))
     for split, owners, portion in zip(splits, ("weights", "alphas"), ("--train_portion", "--valid_portion")):
@@ -123,7 +125,7 @@ def from_files(args: Namespace, batch_size: int, device: torch.device) -> Search
                                    utils.derive_seed(args.seed, i), device, *ranks) for i, split in enumerate(splits))
     loader = imagenet.eval_loader(splits[1], args.image_size, batch_size, args.workers, device, *ranks,
                                   persistent=False)  # used in few epochs
-    return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, splits)), train.classes, args.image_size)
+    return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, splits)), data)
 
 
 def split_ends(count: int, train_portion: float, valid_portion: float | None, what: str) -> tuple[int, int]:

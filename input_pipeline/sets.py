@@ -1,6 +1,8 @@
 """Datasets by name, as tensors in memory: the published ones from their files or a download, or a folder of images."""
 import gzip
+import hashlib
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import records
 from input_pipeline.folders import read_folder
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "svhn", "digits", "folder")
@@ -28,6 +31,8 @@ class DataSet(NamedTuple):
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     flip: bool  # whether a horizontally flipped image keeps its label
+    resize: int | None = None  # see `describe`
+    digest: str | None = None  # of the file names of a folder, otherwise of the stored images and labels
 
 
 def load(name: str, root: str, image_size: int | None = None) -> DataSet:
@@ -47,8 +52,12 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
         parts = read_torchvision(name, root)
     else:
         parts = read_folder(root, image_size or 32)
-    train, train_target, test, test_target, classes = parts
+    train, train_target, test, test_target, classes, *digest = parts
+    digest = digest or [hashlib.sha256(b"".join(hashlib.sha256(part.contiguous().numpy()).digest()
+                                                for part in parts[:4])).hexdigest()]
+    resize = image_size or train.shape[-1]
     if name == "fashion_mnist" and image_size in (None, 32):
+        resize = 28
         train, test = F.pad(train, (2, 2, 2, 2)), F.pad(test, (2, 2, 2, 2))
     if image_size not in (None, train.shape[-1]):
         from torchvision.transforms import v2
@@ -60,16 +69,31 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
         stats = [torch.std_mean(channel / 255, correction=0) for channel in train.unbind(1)]
         mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
     flip = name not in ("digits", "svhn")
-    return DataSet(train, train_target.long(), test, test_target.long(), list(classes), mean, std, flip)
+    targets = train_target.long(), test_target.long()
+    return DataSet(train, targets[0], test, targets[1], list(classes), mean, std, flip, resize, *digest)
 
 
-def describe(classes: list[str], mean, std, image_size: int) -> dict:
-    """The dataset's metadata that a prediction needs, as it is written into files.
+def describe(classes: list[str], mean, std, image_size: int, resize: int, labels=(), digest: str = "") -> dict:
+    """What data.json holds: the metadata that a prediction needs, and what tells the dataset from others.
 
     mean, std: per channel, of pixels in [0, 1]; written for RGB, in which grey images have three equal channels.
+    image_size, resize: see `folders.square`. labels: of the training images, to count each class. digest: see DataSet.
     """
+    counts = Counter(labels)
     return {"classes": list(classes), "mean": [*mean] * (3 // len(mean)), "std": [*std] * (3 // len(std)),
-            "image_size": image_size}
+            "image_size": image_size, "resize": resize, "images": [counts[i] for i in range(len(classes))],
+            "digest": digest}
+
+
+def describe_set(dataset: DataSet) -> dict:
+    return describe(dataset.classes, dataset.mean, dataset.std, dataset.train_images.shape[-1], dataset.resize,
+                    dataset.train_target.tolist(), dataset.digest)
+
+
+def as_in_run(dataset: DataSet, run_dir) -> DataSet:
+    """A dataset whose test images are normalised as those of a run. Raises ValueError if its classes differ."""
+    data = records.use_data(run_dir, describe_set(dataset))
+    return dataset._replace(test_images=dataset.test_images.expand(-1, 3, -1, -1), mean=data["mean"], std=data["std"])
 
 
 # ---- readers: images (N, C, H, W) uint8 and labels (N,), for training and for testing, and the class names
@@ -115,7 +139,8 @@ def read_fashion_mnist(root: str):
     """Read the four idx files from torchvision's folder, `root` itself or Debian's package; else download them."""
     names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     for folder in (Path(root, "FashionMNIST/raw"), Path(root), Path(DEBIAN_FASHION_MNIST)):
-        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]]  # plain comes before .gz
+        paths = [path for name in names for path in sorted(folder.glob(name + "*"))[:1]
+                 if path.is_file()]  # plain comes before .gz
         if len(paths) == 4:
             train, train_target, test, test_target = map(read_idx, paths)
             return train[:, None], train_target.long(), test[:, None], test_target.long(), FASHION_CLASSES

@@ -210,9 +210,8 @@ def test_one_image_per_process_is_refused_by_number(world_size, tmp_path):
 def test_one_image_per_process_can_be_evaluated(tmp_path):
     write_tree(tmp_path)
     for batch_size, world_size in ((1, 1), (2, 2), (1, 2), (5, 2)):
-        train, val, classes = imagenet.loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size,
-                                                    training=False)
-        assert train is None and classes == ["cat", "dog"]
+        train, val, data = imagenet.loaders(str(tmp_path), 32, batch_size, 0, 7, "cpu", 0, world_size, training=False)
+        assert train is None and data["classes"] == ["cat", "dog"]
         assert sum(len(target) for _, target in val) == 6 // world_size
 
 

@@ -60,6 +60,8 @@ def load(source: str) -> Genotype:
             return read(_read_file(Path(source, "genotype.json")))
         if os.path.isfile(source):
             return read(_read_file(Path(source)))
+        if os.path.exists(source):
+            raise ValueError("it is a pipe, a socket or a device, use a file")
         if PRINTED.search(source) or source.lstrip().startswith("{"):
             return read(source)
     except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...

@@ -94,7 +94,7 @@ def _cause(error: Exception) -> str:
 def square(image: Image.Image, resize: int, crop: int) -> Tensor:
     """The centre of an RGB image, (3, crop, crop) uint8, after its shorter side was resized to `resize` pixels.
 
-    Bit-identical to torchvision's Resize and CenterCrop. A square larger than the resized image gets a black rim.
+    Bit-identical to torchvision's Resize and CenterCrop. A larger square than the resized image is zero-padded.
     """
     short = min(image.size)
     # Deviation: of an image more than 100 times longer than wide, the ends are not resized, which bounds the memory.

@@ -23,6 +23,7 @@ import hubconf
 from harness import weights
 from input_pipeline import imagenet, load
 from input_pipeline.batches import eval_batches
+from input_pipeline.sets import as_in_run
 from model import NetworkCIFAR, NetworkImageNet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -245,6 +246,102 @@ def test_a_run_of_train_imagenet_started_from_other_weights_is_exported(tmp_path
     assert (about["mean"], about["std"]) == tuple(map(list, imagenet.STATS))
     network = hubconf.pdarts_imagenet(weights=run_dir)
     assert (network.image_size, network.classes) == (32, ["bear", "cat"])
+
+
+# ---- one recipe: what turns a picture into the input
+
+def write_wide(root):
+    """Pictures of 24x8: the middle is light for cats and dark for dogs; squashed to a square, both look the same."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, middle in (("cat", 200), ("dog", 40)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.full((8, 24, 3), 120 - (middle - 120) // 2)
+                pixels[:, 8:16] = middle
+                pixels = pixels + random.integers(-20, 21, size=pixels.shape)
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A folder as docs/use.md has it, with a training on wide pictures, and its export."""
+    folder = tmp_path_factory.mktemp("wide")
+    (folder / "p-darts").symlink_to(ROOT, target_is_directory=True)
+    options = ["--dataset", "folder", "--tmp_data_dir", write_wide(folder / "data"), "--image_size", 8, "--epochs", 6,
+               "--batch_size", 8, "--note", "use", *SMALL]
+    assert run("train_cifar.py", *options, cwd=folder).code == 0
+    run_dir = the_run(folder / "runs")
+    assert metrics(run_dir)[-1]["test_acc"] == 100
+    assert run("export.py", run_dir, "--onnx", "network.onnx", cwd=folder).code == 0
+    return SimpleNamespace(folder=folder, run=run_dir)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["hub", "onnx"])
+def test_the_programs_of_the_document_predict_pictures_that_are_not_square(which, wide):
+    """As accurately as training measured; squashed, as they did before, half of them."""
+    for path in sorted((wide.folder / "data/val").glob("*/[01].png")):
+        shutil.copy(path, wide.folder / "image.png")
+        assert program(PROGRAMS[which], wide.folder) == f"{path.parent.name}\n"
+
+
+def document_input(path, about) -> torch.Tensor:
+    """What the document's second program makes of a picture, (1, 3, H, W)."""
+    lines = PROGRAMS[1].splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if line.startswith(start)) for start in ("image", "images ="))
+    known = {"Image": Image, "np": np, "about": about}
+    exec("\n".join(lines[first:last + 1]).replace('"image.png"', repr(str(path))), known)
+    return torch.tensor(known["images"], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (31, 8), (8, 31), (100, 37), (37, 100), (5, 3), (1, 1), (640, 480)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+def test_document_hub_and_pipeline_make_the_same_of_a_picture(size, mode, wide, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(*size[::-1], 3), dtype=np.uint8)
+    network = hubconf.pdarts_cifar(weights=wide.run)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).convert(mode).save(tmp_path / split / name / "a.tif")
+    dataset = as_in_run(load("folder", str(tmp_path), 8), wide.run)
+    expected, _ = next(eval_batches(dataset.test_images[:1], dataset.test_target, 1, dataset, "cpu"))
+    path, about = tmp_path / "val/cat/a.tif", json.loads((wide.run / "data.json").read_text())
+    assert torch.equal(network.read(path), expected)
+    assert document_input(path, about | {"crop": 8}).sub(expected).abs().max() < 1e-5
+
+
+def test_the_recipe_of_train_imagenet_is_the_documents_and_the_hubs(wide, tmp_path):
+    loader = imagenet.loaders(str(wide.folder / "data"), 32, 4, 0, 0, "cpu", training=False)[1]
+    data = imagenet.open_folders(str(wide.folder / "data"), 32)[2]
+    expected, path = next(iter(loader))[0][:1], loader.dataset.samples[0][0]
+    network = hubconf.pdarts_imagenet(num_classes=2, init_channels=4, layers=2)
+    vars(network).update(data)
+    assert data["resize"] == 36 and network.read(path).sub(expected).abs().max() < 1e-5
+    assert document_input(path, data | {"crop": 32}).sub(expected).abs().max() < 1e-5
+
+
+def test_the_hub_reads_pictures_as_training_does(wide, tmp_path):
+    """Transparent ones are composited on white, 16 bits are scaled, an unreadable one is refused by name."""
+    network = hubconf.pdarts_cifar(weights=wide.run)
+    mean, std = (torch.tensor(vars(network)[name]).view(3, 1, 1) for name in ("mean", "std"))
+    Image.new("RGBA", (20, 10), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((10, 20), 65535, np.uint16)).save(tmp_path / "bright.png")
+    for name in ("clear.png", "bright.png"):
+        expected = ((1 - mean) / std).expand(3, 8, 8)
+        assert network.read(tmp_path / name)[0].sub(expected).abs().max() < 1e-5
+    (tmp_path / "none.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot read image .*none.png: empty"):
+        network.read(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="no data.json that says how"):
+        hubconf.pdarts_cifar().read(tmp_path / "clear.png")
+
+
+def test_metadata_say_how_a_picture_is_resized_and_cut(wide):
+    session = onnxruntime.InferenceSession(wide.folder / "network.onnx")
+    about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert (about["resize"], about["crop"], about["image_size"]) == (8, 8, 8) and about["classes"] == ["cat", "dog"]
+    assert "shorter side has 8 pixels" in about["input"] and len(about["mean"]) == len(about["std"]) == 3
 
 
 # ---- bad input

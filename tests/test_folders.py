@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import shutil
+import socket
 import struct
 import sys
 import threading
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scripts import run
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import utils
@@ -365,6 +368,165 @@ def test_a_class_without_images_is_told_how_their_names_end(tmp_path):
     with pytest.raises(ValueError) as error:
         folders.image_folders(tmp_path)
     assert ".jpg .jpeg .png" in one_line(error) and "1 class(es): bee" in one_line(error)
+
+
+# ---- what a scan passes over, and says
+
+def scan(root, lines=None):
+    """The paths below `root` that are training images, by class, and what the log says of them."""
+    train, _ = folders.image_folders(root)
+    found = [(os.path.relpath(path, root / "train"), train.classes[label]) for path, label in train.samples]
+    return found, (lines or [""])[0].partition("; ignored: ")[2]
+
+
+def loop(root, how):
+    """Add a link to a tree that leads to images a second time."""
+    place, target = {
+        "up": ("train/ant/loop", ".."), "itself": ("train/ant/loop", "."), "root": ("train/ant/loop", "../.."),
+        "absolute": ("train/bee/deep/loop", root.resolve()), "another class": ("train/ant/more", "../bee"),
+        "both ways": ("train/ant/more", "../bee"), "below another class": ("train/ant/more", "../bee/deep")}[how]
+    save(root / "train/bee/deep/2.png")
+    (root / place).symlink_to(target)
+    if how == "both ways":
+        (root / "train/bee/more").symlink_to("../ant")
+
+
+@pytest.mark.parametrize("how", ["up", "itself", "root", "absolute", "another class", "both ways",
+                                 "below another class"])
+def test_a_folder_is_visited_once_and_a_loop_of_links_ends(how, tmp_path, lines):
+    write_tree(tmp_path)
+    loop(tmp_path, how)
+    found, ignored = scan(tmp_path, lines)
+    assert found == [("ant/0.png", "ant"), ("ant/1.png", "ant"), ("bee/0.png", "bee"), ("bee/1.png", "bee"),
+                     ("bee/deep/2.png", "bee"), ("cow/0.png", "cow"), ("cow/1.png", "cow")]
+    assert ignored == f"{1 + (how == 'both ways')} link(s) to a folder that is read anyway"
+
+
+def test_a_link_to_images_elsewhere_is_followed_wherever_the_tree_is(tmp_path):
+    write_tree(tmp_path / "far")
+    (tmp_path / "near/train").mkdir(parents=True)
+    (tmp_path / "near/val").symlink_to("../far/val")
+    for name in ("ant", "bee"):
+        (tmp_path / "near/train" / name).symlink_to(f"../../far/train/{name}")
+    save(tmp_path / "near/train/cow/0.png")
+    (tmp_path / "near/train/cow/more").symlink_to("../../../far/train/cow")
+    found, _ = scan(tmp_path / "near")
+    assert [path for path, _ in found] == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "cow/0.png",
+                                           "cow/more/0.png", "cow/more/1.png"]
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("a.heic", ".heic"), ("a.jfif", ".jfif"), ("a.JPG.bak", ".bak"), ("IMG_0001", "without a suffix"),
+    ("a.GIF", ".gif"), ("a.png~", ".png~"), ("a.mp4", ".mp4"), (".a.png", "hidden or left by the system"),
+    ("Thumbs.db", "hidden or left by the system")])
+def test_other_files_are_counted_by_suffix(name, kind, tmp_path, lines):
+    write_tree(tmp_path)
+    (tmp_path / "train/bee" / name).write_bytes(b"")
+    (tmp_path / "train/bee/deep").mkdir()
+    (tmp_path / "train/bee/deep" / name).write_bytes(b"")
+    found, ignored = scan(tmp_path, lines)
+    assert len(found) == 6 and ignored == f"2 {kind}"
+    assert lines[0].startswith(f"{tmp_path / 'train'}: 3 class(es), 6 images, 2 (ant) to 2 (ant) per class;")
+
+
+def test_the_log_names_the_smallest_and_the_largest_class_and_all_that_was_ignored(tmp_path, lines):
+    write_tree(tmp_path)
+    save(tmp_path / "train/cow/2.png")
+    (tmp_path / "train/ant/1.png").rename(tmp_path / "train/ant/1.heic")
+    (tmp_path / "train/ant/2.heic").write_bytes(b"")
+    (tmp_path / "train/ant/3.png").symlink_to("none.png")
+    (tmp_path / "train/readme.txt").write_text("")
+    assert scan(tmp_path, lines)[1] == "2 .heic, 1 .txt, 1 dangling link(s)"
+    assert lines == [f"{tmp_path / 'train'}: 3 class(es), 6 images, 1 (ant) to 3 (cow) per class; ignored: 2 .heic, "
+                     "1 .txt, 1 dangling link(s)", f"{tmp_path / 'val'}: 3 class(es), 6 images, 2 (ant) to 2 (ant) "
+                     "per class"]
+
+
+@pytest.mark.parametrize("target", ["none", "../train/none", "bee"])
+def test_a_dangling_link_to_a_class_is_refused(target, tmp_path, lines):
+    write_tree(tmp_path)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / split / "bee")
+        (tmp_path / split / "bee").symlink_to(target)  # "bee": to itself
+    with pytest.raises(ValueError) as error:
+        folders.image_folders(tmp_path)
+    assert "no images" in one_line(error) and "of 1 class(es): bee" in one_line(error)
+    assert lines[0].endswith("0 (bee) to 2 (ant) per class; ignored: 1 dangling link(s)")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "link to a pipe", "link to itself"])
+def test_what_is_no_regular_file_is_no_image(kind, tmp_path, lines, monkeypatch):
+    write_tree(tmp_path)
+    path = tmp_path / "train/bee/2.png"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)  # a socket's path must be short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+    else:
+        os.mkfifo(tmp_path / "pipe" if "link" in kind else path)
+        if "link" in kind:
+            path.symlink_to(tmp_path / "pipe")
+    found, ignored = scan(tmp_path, lines)
+    assert len(found) == 6
+    assert ignored == ("1 dangling link(s)" if kind == "link to itself" else "1 pipe(s), socket(s) or device(s)")
+
+
+@pytest.mark.parametrize("names, words", [
+    (("ant",), "only one class folder, ant, which is perhaps the wrong level"),
+    (("images/ant", "images/bee"), "put the folder of each class directly into ROOT/train, such as ant, bee"),
+    (("x/" + name for name in "abcdefg"), "such as a, b, c, d, e, ...")])
+def test_one_class_is_refused_as_the_wrong_level(names, words, tmp_path):
+    write_tree(tmp_path)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / split)
+    write_tree(tmp_path, train=list(names))
+    for read in (lambda: load("folder", str(tmp_path)), lambda: imagenet.loaders(str(tmp_path), 32, 4, 0, 0, "cpu")):
+        with pytest.raises(ValueError) as error:
+            read()
+        assert words.replace("ROOT", str(tmp_path)) in one_line(error)
+
+
+# ---- one image as a square
+
+@pytest.mark.parametrize("resize, crop", [(8, 8), (36, 32), (257, 224)])
+def test_a_square_is_torchvisions(resize, crop):
+    random = np.random.default_rng(0)
+    plain = v2.Compose([v2.Resize(resize), v2.CenterCrop(crop), v2.PILToTensor()])
+    for width, height in [(8, 8), (1, 1), (1, 100), (300, 4), *random.integers(2, 90, (40, 2)).tolist()]:
+        image = Image.fromarray(random.integers(256, size=(height, width, 3), dtype=np.uint8))
+        assert torch.equal(folders.square(image, resize, crop), plain(image)), (width, height)
+
+
+def test_a_square_larger_than_the_image_is_padded_with_zeros_as_fashion_mnist_is():
+    pixels = torch.randint(1, 256, (28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    image = Image.fromarray(pixels.numpy()).convert("RGB")
+    assert torch.equal(folders.square(image, 28, 32), F.pad(pixels, (2, 2, 2, 2)).expand(3, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (20_000, 1), (30_000, 2), (3, 5_000)])
+def test_a_very_long_image_is_read_in_little_memory(size, tmp_path, monkeypatch):
+    """It is red but for a green pixel at each end: its centre is red. The resized image has 256 x 25,600 pixels."""
+    image = Image.new("RGB", size, "red")
+    for corner in ((0, 0), (size[0] - 1, size[1] - 1)):
+        image.putpixel(corner, (0, 255, 0))
+    image.save(tmp_path / "a.png")
+    resize = Image.Image.resize
+
+    def bounded(image, sides, *args, **options):
+        assert sides[0] * sides[1] <= 100 * 256 ** 2
+        return resize(image, sides, *args, **options)
+    monkeypatch.setattr(Image.Image, "resize", bounded)
+    write_tree(tmp_path / "tree")
+    shutil.copy(tmp_path / "a.png", tmp_path / "tree/train/ant/0.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "tree/val/ant/0.png")
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(load("folder", str(tmp_path / "tree"), 8).test_images[0], red.expand(3, 8, 8))
+    train, val, _ = imagenet.loaders(str(tmp_path / "tree"), 224, 2, 0, 0, "cpu")
+    assert torch.equal(val.dataset[0][0], red.expand(3, 224, 224)) and train.dataset[0, 0][0].shape == (3, 224, 224)
 
 
 # ---- whole folders

@@ -1,5 +1,6 @@
 """Genotypes: the published cells, files, random cells, and whatever else a genotype file may hold."""
 import json
+import os
 import random
 import warnings
 from collections import Counter
@@ -138,6 +139,23 @@ def test_a_directory_without_genotype_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match="genotype.json") as error:
         genotypes.load(str(tmp_path))
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "in a directory"])
+def test_a_pipe_or_a_device_is_refused_without_waiting_for_it(kind, tmp_path):
+    path = tmp_path / "cell.json"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "in a directory":
+        os.mkfifo(tmp_path / "genotype.json")
+        path = tmp_path
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    words = "no genotype.json" if kind == "in a directory" else "pipe, a socket or a device"
+    with pytest.raises(ValueError, match=words) as error:
+        genotypes.load(str(tmp_path / "pipe" if kind == "pipe" else path))
+    assert "AmoebaNet" not in str(error.value)
 
 
 def test_random_cells_are_valid_and_reproducible():

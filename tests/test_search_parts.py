@@ -1,4 +1,5 @@
 """The two parts of a search: halves in memory, samples of a tree of files, and batches streamed from them."""
+from argparse import Namespace
 from collections import Counter
 
 import pytest
@@ -50,6 +51,25 @@ def test_samples_are_disjoint_and_hold_an_equal_share_of_every_class(portions, e
 def test_a_class_without_an_image_is_named(portions, text):
     with pytest.raises(ValueError, match=text):
         search_parts.stratified_split(*tree({"a": 100, "b": 9}), *portions, seed=0)
+
+
+@pytest.mark.parametrize("labels, portions, owner, classes", [
+    ([0, 1, 2] * 4 + [0, 1] * 6, (.5, None), "alphas", "1 class(es): cow"),
+    ([0, 1] * 6 + [0, 1, 2] * 4, (.5, None), "weights", "1 class(es): cow"),
+    ([0] * 12 + [1, 2] * 6, (.5, None), "weights", "2 class(es): bee, cow"),
+    ([0, 1, 2] * 8, (.5, .1), "alphas", "1 class(es): cow")])
+def test_a_part_in_memory_without_a_class_is_refused(labels, portions, owner, classes, monkeypatch):
+    dataset = random_set(24)._replace(train_target=torch.tensor(labels), classes=["ant", "bee", "cow"])
+    monkeypatch.setattr(search_parts, "load", lambda *options: dataset)
+    args = Namespace(dataset="any", tmp_data_dir="", image_size=None, train_portion=portions[0],
+                     valid_portion=portions[1], cutout=False, batch_size=4, seed=0)
+    with pytest.raises(ValueError) as error:
+        search_parts.in_memory(args, torch.device("cpu"))
+    assert f"the images for the {owner} lack {classes}: " in one_error_line(error)
+    monkeypatch.setattr(search_parts, "load", lambda *options: dataset._replace(
+        train_target=torch.arange(24) % 3))
+    args.valid_portion = None
+    assert search_parts.in_memory(args, torch.device("cpu")).data["images"] == [8, 8, 8]
 
 
 # ---- streamed batches

@@ -55,6 +55,16 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device"])
+@pytest.mark.parametrize("option", ["--weights", "--init_weights"])
+def test_a_pipe_or_a_device_is_refused_without_waiting_for_it(option, kind, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "w.pt").symlink_to("/dev/zero" if kind == "device" else tmp_path / "pipe")
+    path = tmp_path / ("pipe" if kind == "pipe" else "w.pt")
+    with pytest.raises(ValueError, match=f"{option} {path} can't be read .not a regular file.: use a file"):
+        weights.read(str(path), option)
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_read_as_people_save_them(form, zipped, state, tmp_path):

@@ -111,18 +111,16 @@ def accuracy_of(run_dir: str, path: str) -> float | None:
 def read_images(kind: str, args: Namespace, trained: dict) -> tuple[Tensor, dict]:
     """A few test images (B, 3, H, W), as the network takes them, and the metadata of the data it was trained on."""
     root, name, size = (vars(args)[key] or trained.get(key) for key in ("tmp_data_dir", "dataset", "image_size"))
-    beside = Path(args.weights).parent
-    run_dir = beside if records.read_data(beside) else args.run
     if kind == "imagenet" and not root:
         raise ValueError("--tmp_data_dir is missing: set it to the folder that holds train/CLASS/* and val/CLASS/*")
     if kind == "imagenet":
         _, loader, data = imagenet.loaders(root, size or 224, CHECKED, 0, 0, "cpu", training=False)
-        records.use_data(run_dir, data)  # its moments are ImageNet's
+        records.use_data(args.weights, data)  # its moments are ImageNet's
         images = next(iter(loader))[0]
     elif name is None:
         raise ValueError("--dataset is missing: set it to the dataset that the weights were trained on")
     else:
-        dataset = as_in_run(load(name, root or "data", size), run_dir)
+        dataset = as_in_run(load(name, root or "data", size), args.weights)
         images = next(eval_batches(dataset.test_images[:CHECKED], dataset.test_target, CHECKED, dataset, "cpu"))[0]
         data = describe_set(dataset)
     metadata = {key: data[key] for key in ("classes", "mean", "std", "image_size", "resize")}

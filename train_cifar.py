@@ -10,7 +10,6 @@ on CIFAR-10 for its cell, after 600 epochs.
 """
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import engine
 import genotypes
@@ -49,7 +48,7 @@ def main(args: Namespace) -> None:
     image_size = dataset.train_images.size(-1)
     check_size(args, image_size)
     if args.eval:
-        dataset = as_in_run(dataset, Path(args.weights).parent)
+        dataset = as_in_run(dataset, args.weights)
     utils.seed_everything(args.seed)
     network = NetworkCIFAR(args.init_channels, len(dataset.classes), args.layers, args.auxiliary, genotype).to(device)
     test_batches = partial(eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset, device,

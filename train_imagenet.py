@@ -9,7 +9,6 @@ metrics.jsonl, weights.pt (of the last epoch) and best.pt. The paper reports 24.
 epochs.
 """
 from argparse import Namespace
-from pathlib import Path
 
 import engine
 import genotypes
@@ -75,7 +74,7 @@ def main(args: Namespace) -> None:
     classes = len(data["classes"])
     network = NetworkImageNet(args.init_channels, classes, args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
-        records.use_data(Path(args.weights).parent, data)
+        records.use_data(args.weights, data)
         return engine.test_weights(network, val_loader, args)
 
     run = engine.open_run("imagenet", network, genotype, data, args)

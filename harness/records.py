@@ -61,8 +61,12 @@ def compare_data(run_dir, data: dict) -> str:
     return ", ".join(other)
 
 
-def use_data(run_dir, data: dict) -> dict:
-    """The data of a run, to use its network on `data`, which are logged if they are another set. Raises ValueError."""
+def use_data(weights, data: dict) -> dict:
+    """The data of the run in whose directory a file of weights lies, otherwise `data`; logs if `data` are another set.
+
+    Raises ValueError if the classes differ.
+    """
+    run_dir = Path(weights).parent
     if other := compare_data(run_dir, data):
         log.info(f"another set than that of {run_dir} (other {other}), with the run's mean and deviation")
     return data | read_data(run_dir)

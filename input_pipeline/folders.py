@@ -133,7 +133,7 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
             raise ValueError(f"{folder} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
                              f"{first_five(empty)}: add some, or remove them; the log says what was ignored")
     if len(classes) == 1:
-        inside = first_five(entry.name for entry in _list(train / classes[0])["folder"])
+        inside = first_five([entry.name for entry in _list(train / classes[0])["folder"]])
         raise ValueError(f"{train} has only one class folder, {classes[0]}, which is perhaps the wrong level: put the "
                          f"folder of each class directly into {train}" + (f", such as {inside}" if inside else ""))
     if missing:
@@ -172,6 +172,7 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]]]:
     found = {entry.name: [] for entry in top["folder"] + lost}  # (folder, its images), of each class
     pending = deque((entry.name, entry) for entry in sorted(top.pop("folder"), key=os.DirEntry.is_symlink))
     ignored.update({kind: len(entries) for kind, entries in top.items()})
+    # What is above it counts as visited, too, by the path that leads there and by where it lies.
     above = [folder.absolute(), *folder.absolute().parents, *Path(os.path.realpath(folder)).parents]
     visited = set(map(os.path.realpath, above))
     while pending:
@@ -186,15 +187,12 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]]]:
             (pending.append if inner.is_symlink() else pending.appendleft)((name, inner))
         ignored.update({kind: len(entries) for kind, entries in inside.items()})
     images = {name: [path for _, paths in sorted(found[name]) for path in paths] for name in sorted(found)}
-    _log_scan(folder, {name: len(paths) for name, paths in images.items()}, ignored)
-    return folder, images
-
-
-def _log_scan(folder: Path, counts: dict[str, int], ignored: Counter) -> None:
+    counts = {name: len(paths) for name, paths in images.items()}
     fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
-    kinds = [f"{count} {kind}" for kind, count in (+ignored).most_common(10)]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in (+ignored).most_common(10))
     log.info(f"{folder}: {len(counts)} class(es), {sum(counts.values())} images, {counts[fewest]} ({fewest}) to "
-             f"{counts[most]} ({most}) per class" + (f"; ignored: {', '.join(kinds)}" if kinds else ""))
+             f"{counts[most]} ({most}) per class" + (f"; ignored: {kinds}" if kinds else ""))
+    return folder, images
 
 
 def _check_level(folder: Path, top: dict[str, list[os.DirEntry]]) -> None:
@@ -236,8 +234,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 def first_five(names) -> str:
     """The names, sorted, up to five of them."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 # ---- whole folders in memory

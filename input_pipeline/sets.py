@@ -90,9 +90,9 @@ def describe_set(dataset: DataSet) -> dict:
                     dataset.train_target.tolist(), dataset.digest)
 
 
-def as_in_run(dataset: DataSet, run_dir) -> DataSet:
-    """A dataset whose test images are normalised as those of a run. Raises ValueError if its classes differ."""
-    data = records.use_data(run_dir, describe_set(dataset))
+def as_in_run(dataset: DataSet, weights) -> DataSet:
+    """A dataset whose test images are normalised as in the run that a file of weights lies in, if it lies in one."""
+    data = records.use_data(weights, describe_set(dataset))
     return dataset._replace(test_images=dataset.test_images.expand(-1, 3, -1, -1), mean=data["mean"], std=data["std"])
 
 

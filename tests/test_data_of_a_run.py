@@ -235,7 +235,7 @@ def test_the_digest_of_files_is_of_their_names_wherever_they_lie(tmp_path):
 def test_a_grey_set_is_normalised_by_a_runs_three_channels(tmp_path):
     grey, data = random_set(channels=1), describe(["a"])
     record(tmp_path, data)
-    other = sets.as_in_run(grey, tmp_path)
+    other = sets.as_in_run(grey, tmp_path / "w.pt")
     assert (other.mean, other.std) == (data["mean"], data["std"]) and other.test_images.shape == (11, 3, 32, 32)
-    own = sets.as_in_run(grey, tmp_path / "no run")
+    own = sets.as_in_run(grey, tmp_path / "no run/w.pt")
     assert own.mean == [.4] * 3 and torch.equal(own.test_images[:, 2:], grey.test_images)

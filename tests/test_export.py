@@ -251,14 +251,14 @@ def test_a_run_of_train_imagenet_started_from_other_weights_is_exported(tmp_path
 # ---- one recipe: what turns a picture into the input
 
 def write_wide(root):
-    """Pictures of 24x8: the middle is light for cats and dark for dogs; squashed to a square, both look the same."""
+    """Pictures of 64x8: the middle is light for cats and dark for dogs, the rest dark; squashed, all look like dogs."""
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         for name, middle in (("cat", 200), ("dog", 40)):
             (root / split / name).mkdir(parents=True)
             for i in range(8):
-                pixels = np.full((8, 24, 3), 120 - (middle - 120) // 2)
-                pixels[:, 8:16] = middle
+                pixels = np.full((8, 64, 3), 40)
+                pixels[:, 28:36] = middle
                 pixels = pixels + random.integers(-20, 21, size=pixels.shape)
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
     return root
@@ -304,7 +304,7 @@ def test_document_hub_and_pipeline_make_the_same_of_a_picture(size, mode, wide, 
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.fromarray(pixels).convert(mode).save(tmp_path / split / name / "a.tif")
-    dataset = as_in_run(load("folder", str(tmp_path), 8), wide.run)
+    dataset = as_in_run(load("folder", str(tmp_path), 8), wide.run / "best.pt")
     expected, _ = next(eval_batches(dataset.test_images[:1], dataset.test_target, 1, dataset, "cpu"))
     path, about = tmp_path / "val/cat/a.tif", json.loads((wide.run / "data.json").read_text())
     assert torch.equal(network.read(path), expected)

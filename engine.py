@@ -23,7 +23,7 @@ from harness.files import write_file
 from harness.log import log
 from harness.runs import Run, in_words
 from input_pipeline.folders import ImageError
-from reporting.page import draw_run
+from reporting.page import try_to_draw
 
 
 def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
@@ -260,7 +260,7 @@ def report(run: Run, network: nn.Module) -> None:
     last, best = run.metrics[-1], run.state
     if parallel.rank() == 0:
         weights.save(run.path / "weights.pt", network)
-        log.info(f"pictures: {draw_run(run.path)}")
+        try_to_draw(run.path)
     log.info(f"{run.path}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
              f"best {best.best_acc:.2f}% (epoch {best.best_epoch}, best.pt); {run.device_hours():.2f} device-hours")
     command = ["python", "export.py", str(run.path), "--onnx", str(run.path / "network.onnx")]

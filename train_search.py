@@ -34,7 +34,7 @@ from input_pipeline.sets import DATASETS
 from model import NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from progressive import Choices, Stage
-from reporting.page import draw_run, training_command
+from reporting.page import training_command, try_to_draw
 
 
 def get_args_parser() -> cli.Parser:
@@ -208,7 +208,7 @@ def start_next_stage(run: Run, stage: Stage, choices: Choices) -> None:
     run.state.reduce = progressive.prune(reduce, reduce_probs, stage.num_drop)
     run.state.stage, run.next_epoch = stage.number + 1, 0
     if parallel.rank() == 0:
-        draw_run(run.path)
+        try_to_draw(run.path)
 
 
 def read_choices(progress: Progress, network: Network) -> Choices:
@@ -309,7 +309,7 @@ def report(run: Run, genotype: Genotype, restricted: dict[int, Genotype], device
         name = "unrestricted" if row["max_skip"] is None else f"M = {row['max_skip']}"
         log.info(f"{name}: {row['skips']} skip-connects, "
                  f"{row['parameters'] / 1e6:.2f}M parameters, {row['multiply_adds'] / 1e6:.1f}M multiply-adds")
-    log.info(f"pictures: {draw_run(run.path)}")
+    try_to_draw(run.path)
     log.info(f"genotype (at most {max_skip} skip-connects): {chosen}")
     hours, kind = run.device_hours(), "CPU" if device.type == "cpu" else "GPU"
     log.info(f"search cost: {hours:.2f} {kind}-hours, {hours / 24:.3f} {kind}-days")

@@ -22,6 +22,13 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
+    try:
+        draw(args)
+    except OSError as error:
+        raise OSError(f"{error}, or choose another directory with --out") from error
+
+
+def draw(args: Namespace) -> None:
     if os.path.exists(os.path.join(args.what, "args.json")):  # Path.exists fails on a long text
         log.info(f"wrote {draw_run(args.what, args.out)} and its figures")
         return

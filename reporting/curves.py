@@ -1,20 +1,13 @@
-"""A run's alphas and curves over its epochs, and the style in which all figures are rendered."""
-import io
-from pathlib import Path
-
+"""A run's alphas and curves over its epochs."""
 import numpy
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import genotypes
-from harness.files import write_file
 from reporting.cells import color_of, line_style
+from reporting.figures import CELLS
 
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pdarts", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7,
-         "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2,
-         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
 CURVES = ["#0072B2", "#D55E00"]  # from the palette in cells.py
-CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 
 
 # ---- a run: alphas and curves over the epochs of all its stages
@@ -158,18 +151,3 @@ def draw_training(metrics: list[dict]) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
     return figure
-
-
-# ---- files
-
-def render(figure: Figure, kind: str) -> bytes:
-    """A figure as "png" or "svg", the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as path.png and path.svg."""
-    for kind in ("png", "svg"):
-        write_file(path.with_name(f"{path.name}.{kind}"), render(figure, kind))

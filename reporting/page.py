@@ -2,19 +2,17 @@
 import base64
 import html
 import json
+import re
 import shlex
 from pathlib import Path
-
-from matplotlib import rc_context
 
 import genotypes
 import progressive
 from genotypes import Genotype
 from harness import records
-from harness.files import write_file
-from reporting import curves
-from reporting.cells import draw_cell
-from reporting.curves import CELLS, save_figure
+from harness.files import make_folder, replace_file
+from harness.log import log
+from reporting.figures import CELLS, save_figure, style
 
 CITATION = """\
 @inproceedings{chen2019progressive,
@@ -48,30 +46,34 @@ th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px s
 </html>
 """
 
+NOT_IN_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # control characters
+
 
 # ---- figures
 
-@rc_context(curves.STYLE)
+@style()
 def draw_genotype(genotype: Genotype, out: Path, name: str) -> dict[str, Path]:
     """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> {caption: SVG path}."""
-    out.mkdir(parents=True, exist_ok=True)
+    from reporting.cells import draw_cell
+    make_folder(out)
     for cell in CELLS:
         figure = draw_cell(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
         save_figure(figure, out / f"{name}-{cell}")
     return {title.capitalize(): out / f"{name}-{cell}.svg" for cell, title in CELLS.items()}
 
 
-@rc_context(curves.STYLE)
+@style()
 def draw_run(run_dir, out=None) -> Path:
     """Draw a run, finished or not, into out/pictures/ and out/report.html -> the path of the report.
 
     out: by default the run directory. Raises ValueError if run_dir is not a run, OSError if writing fails.
     """
+    from reporting import curves
     run_dir, out = Path(run_dir), Path(out or run_dir)
     record, metrics = records.read_run(run_dir)
     genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
     figures, folder = {}, out / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if genotype:
         figures |= draw_genotype(genotype, folder, "cell")
     if metrics and record["kind"] == "search":
@@ -85,8 +87,19 @@ def draw_run(run_dir, out=None) -> Path:
     elif metrics:
         save_figure(curves.draw_training(metrics), folder / "curves")
         figures["Training"] = folder / "curves.svg"
-    write_file(out / "report.html", page(run_dir, out, record, metrics, figures).encode())
+    text = NOT_IN_HTML.sub("", page(run_dir, out, record, metrics, figures))
+    replace_file(out / "report.html", text.encode(errors="backslashreplace"))  # a path's bytes need not be UTF-8
     return out / "report.html"
+
+
+def try_to_draw(run_dir: Path) -> None:
+    """Draw a run and log where; a figure or page that can't be made is one log line, so that the run can end."""
+    try:
+        log.info(f"pictures: {draw_run(run_dir)}")
+    except Exception as error:
+        log.debug("traceback of the error below", exc_info=True)
+        line = " ".join(str(error).split()) or type(error).__name__
+        log.warning(f"no pictures: {line}; draw them later with: python visualize.py {shlex.quote(str(run_dir))}")
 
 
 # ---- report.html

@@ -3,11 +3,8 @@ import json
 import textwrap
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from harness.files import replace_file
-from reporting.curves import STYLE, render
+from reporting.figures import drawable, render, style
 
 BLANK = "–"
 SHARED = {"data": "Data of all searches", "device": "Device of all searches", "evaluation": "All evaluations"}
@@ -120,7 +117,7 @@ def list_genotypes(rows: list[dict]) -> str:
 
 # ---- figure
 
-@rc_context(STYLE | {"text.parse_math": False})  # a $ in a name does not start a formula
+@style(**{"text.parse_math": False})  # a $ in a name does not start a formula
 def plot(rows: list[dict], path: Path) -> None:
     """Plot the last-epoch error of each evaluation run: a panel per setting, a column per cell. Raises OSError.
 
@@ -130,10 +127,11 @@ def plot(rows: list[dict], path: Path) -> None:
     settings = list({json.dumps(row["setting"]): row["setting"] for row in rows if row["n"]}.values())
     if not settings:
         raise ValueError("--plot: none of these cells has been trained yet: omit it")
+    from matplotlib.figure import Figure
     figure = Figure((7.2, 2.9 * len(settings)), layout="constrained")
     for ax, setting in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings):
         draw_setting(ax, [row for row in rows if row["n"] and row["setting"] == setting])
-        ax.set_title(", ".join(describe_setting(setting)), loc="left")
+        ax.set_title(drawable(", ".join(describe_setting(setting))), loc="left")
     replace_file(path, render(figure, path.suffix[1:]))
 
 
@@ -152,7 +150,7 @@ def draw_setting(ax, rows: list[dict]) -> None:
         # The row's name, below the middle of its columns.
         alone = len(row["cells"]) == 1 and row["run"] and kinds.count(row["kind"]) == 1
         name = row["kind"] if alone else row["run"] or row["cell"]  # the name of a search is long
-        ticks[(start + x - 1) / 2] = textwrap.fill(name, 14)
+        ticks[(start + x - 1) / 2] = textwrap.fill(drawable(name), 14)
         # The band of the random cells.
         if row["kind"] == "random" and row["last_std"] is not None:
             low, high = row["last_error"] - row["last_std"], row["last_error"] + row["last_std"]

@@ -71,9 +71,9 @@ def starts():
 
 
 @pytest.mark.parametrize("script, never", [
-    ("compare.py", ("torch", "torchvision")), ("visualize.py", ("torch", "torchvision")),
-    ("train_search.py", ("torchvision",)), ("train_cifar.py", ("torchvision",)),
-    ("train_imagenet.py", ("torchvision",)),
+    ("compare.py", ("torch", "torchvision", "matplotlib")), ("visualize.py", ("torch", "torchvision", "matplotlib")),
+    ("train_search.py", ("torchvision", "matplotlib")), ("train_cifar.py", ("torchvision", "matplotlib")),
+    ("train_imagenet.py", ("torchvision", "matplotlib")),
     ("export.py", ("torchvision",))])
 def test_a_program_starts_without_what_it_does_not_need_yet(script, never, starts):
     code, imported = starts[script]

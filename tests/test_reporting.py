@@ -1,6 +1,7 @@
 """Pictures: every gene can be read, an operation looks the same everywhere, and a report needs nothing but itself."""
 import base64
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,19 +10,20 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import kill_loop
 import numpy
 import pytest
 from PIL import Image
-from scripts import run
+from scripts import error_line, run, the_run
 
 import genotypes
 import visualize
 from genotypes import OPERATIONS, PRIMITIVES
 from harness import cli
 from harness.log import log
-from reporting import cells
+from reporting import cells, tables
 from reporting.curves import read_stages
-from reporting.page import draw_genotype, draw_run, training_command
+from reporting.page import draw_genotype, draw_run, training_command, try_to_draw
 
 ROOT = Path(__file__).parent.parent
 NOTE = "a<b>&'c"  # a note that HTML and the shell must escape
@@ -232,6 +234,92 @@ def test_stages_are_joined_and_probabilities_are_softmaxes():
     (x1, p1, _), (x2, p2, candidates) = read_stages(alphas, "normal")
     assert x1.tolist() == [0, 1] and x2.tolist() == [2, 3, 4] and candidates == [PRIMITIVES[3:]] * 14
     assert numpy.allclose(p1, 1 / 8) and numpy.allclose(p2, [0.05, 0.1, 0.15, 0.2, 0.5])
+
+
+# ---- what drawing depends on, and must not: settings of matplotlib, names
+
+SETTINGS = (b"text.usetex: True\ngarbage\nfoo.bar: 1\nfont.size: abc\naxes.prop_cycle: cycler('color', [])\n"
+            b"font.family: Nowhere\nsvg.fonttype: path\nsavefig.bbox: tight\nbackend: qtagg\n")
+
+
+def visualize_under(matplotlibrc: bytes, backend: str, folder: Path):
+    """Draw a cell in a fresh interpreter, because matplotlib reads its settings when it is imported."""
+    (folder / "matplotlibrc").write_bytes(matplotlibrc)
+    return subprocess.run([sys.executable, ROOT / "visualize.py", str(FOUND), "--out", "out"], cwd=folder,
+                          capture_output=True, text=True, env=os.environ | {"MPLBACKEND": backend})
+
+
+def test_settings_of_matplotlib_change_no_picture(tmp_path):
+    done = visualize_under(SETTINGS, "module://nowhere", tmp_path)
+    assert done.returncode == 0, done.stderr
+    draw_genotype(FOUND, tmp_path / "here", "x")
+    for kind in ("svg", "png"):
+        drawn, = (tmp_path / "out").glob(f"*-normal.{kind}")
+        assert drawn.read_bytes() == (tmp_path / "here" / f"x-normal.{kind}").read_bytes()
+
+
+@pytest.mark.parametrize("backend, rc", [("garbage", b""), ("", b"font.family: \xe9\n")], ids=["backend", "bytes"])
+def test_matplotlib_that_cannot_be_imported_is_one_line(backend, rc, tmp_path):
+    done = visualize_under(rc, backend, tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: can't draw (") and "MPLBACKEND" in last
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("out/*"))
+
+
+def without_matplotlib():
+    sys.modules["matplotlib"] = None
+
+
+@pytest.mark.parametrize("script", ["train_search.py", "train_cifar.py"])
+def test_a_run_ends_well_without_pictures_and_visualize_makes_them_later(script, data, tmp_path):
+    options = [*kill_loop.OPTIONS[script], *data, "--epochs", 2, "--save", tmp_path]
+    done = run(script, *options, change=without_matplotlib)
+    run_dir = the_run(tmp_path)
+    assert done.code == 0 and (run_dir / "genotype.json").exists() and not (run_dir / "report.html").exists(), done
+    lines = [line for line in done.err.splitlines() if "no pictures: " in line]
+    assert len(lines) == (3 if "search" in script else 1) and "Traceback" not in done.err
+    command = shlex.split(lines[-1].split("draw them later with: python ")[1])
+    assert run(*command).code == 0 and (run_dir / "report.html").exists()
+    assert "ModuleNotFoundError" in (run_dir / "log.txt").read_text()  # the traceback, for whoever looks for it
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a\nb"), OSError(28, "No space left"), KeyError("x")])
+def test_whatever_drawing_raises_is_one_line_of_the_log(error, tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        raise error
+    monkeypatch.setattr("reporting.page.draw_run", fail)
+    try_to_draw(tmp_path / "a b")
+    line, = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("no pictures: ") and "\n" not in line and line.endswith(f"visualize.py '{tmp_path}/a b'")
+
+
+ODD = "\x01\x1b[31m\r\x7f\x9b\ufffe日本\U0001f600"  # control characters, a terminal's escape, no glyphs
+
+
+def test_a_report_has_no_control_characters_and_any_path(tmp_path):
+    run_dir = write_search(Path(os.fsdecode(bytes(tmp_path) + b"/\xff\xfe" + ODD.encode())), [], finished=False)
+    record = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(record | {"command": f"a{ODD}b", "device": ODD}))
+    content = draw_run(run_dir).read_bytes().decode()
+    assert "a[31m\r日本\U0001f600b" in content and "\\udcff" in content
+    assert not [c for c in content if ord(c) < 32 and c not in "\n\r\t" or 127 <= ord(c) < 160]
+
+
+def test_names_in_a_figure_need_no_glyphs(tmp_path, recwarn):
+    row = {"kind": "other", "n": 1, "run": None, "cell": ODD, "last_std": None, "cells": [{"last_errors": [3.0]}],
+           "setting": {"dataset": ODD, "epochs": 1, "init_channels": 1, "layers": 1}}
+    for kind in ("svg", "png"):
+        tables.plot([row], tmp_path / f"x.{kind}")
+    found = "".join(texts(tmp_path / "x.svg")).replace("\n", "")
+    assert r"\x01\x1b[31m\r\x7f" in found and r"\u65e5\u672c" in found and not recwarn.list
+    with Image.open(tmp_path / "x.png") as image:
+        image.verify()
+
+
+def test_where_nothing_can_be_written_the_line_names_another_directory(tmp_path):
+    (tmp_path / "file").touch()
+    for words in (["PDARTS", "--out", tmp_path / "file"], ["PDARTS", "--out", tmp_path / "file/x"]):
+        assert "--out" in error_line(run("visualize.py", *words), 1)
 
 
 # ---- command line

@@ -139,7 +139,7 @@ def test_the_script_trains_on_the_smoothed_loss_and_tests_on_the_plain_one(
     write_images(tmp_path, train=2, val=1, size=(8, 8))
     monkeypatch.setattr(train_imagenet, "NetworkImageNet", Constant)
     monkeypatch.setattr(engine, "log_start", lambda *args: None)
-    monkeypatch.setattr(engine, "draw_run", lambda *args: None)
+    monkeypatch.setattr(engine, "try_to_draw", lambda *args: None)
     monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, device, state))
     args = options(monkeypatch, *words.split(), *ONCE, "--learning_rate", 0, "--tmp_data_dir", tmp_path,
                    *(["--auxiliary", "--image_size", "193"] if auxiliary else []))

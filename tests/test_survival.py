@@ -295,7 +295,7 @@ def assert_full_disk_is_reported(script, name, count, where, run_as):
 
 @pytest.mark.parametrize("name, count", [
     ("genotype.json", 1), ("best.pt", 1), ("checkpoint.pt", 1), ("checkpoint.pt", 2), ("previous.pt", 1),
-    ("metrics.jsonl", 2), ("weights.pt", 1), ("curves.svg", 1), ("report.html", 1)])
+    ("metrics.jsonl", 2), ("weights.pt", 1)])
 def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count, short_training, run_as, tmp_path):
     options, expected = short_training
     message = assert_full_disk_is_reported(CIFAR, name, count, [*options, "--save", tmp_path / "full"], run_as)
@@ -307,6 +307,17 @@ def test_a_full_disk_stops_a_training_in_one_line_and_loses_nothing(name, count,
     state = checkpoints.load(run_dir, "eval") or {"epoch": 0}
     assert state["epoch"] == epochs.get(name, 3)
     resumed(CIFAR, run_dir)
+    assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("name", ["curves.svg", "report.html"])
+def test_a_full_disk_costs_a_training_its_pictures_only(name, short_training, run_as, tmp_path):
+    options, expected = short_training
+    outcome = run_as(FULL, [name, 1], CIFAR, *options, "--save", tmp_path / "full")
+    run_dir = the_run(tmp_path / "full")
+    assert outcome.code == 0 and f"no pictures: can't write {run_dir}" in outcome.err, outcome
+    assert not list(run_dir.rglob("*.tmp"))
+    assert run("visualize.py", run_dir).code == 0
     assert_same_result(run_dir, expected)
 
 

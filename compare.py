@@ -264,7 +264,7 @@ def figure_file(text: str) -> Path:
     return Path(text)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of the training scripts")
     form = parser.add_mutually_exclusive_group()
@@ -272,7 +272,7 @@ def parse_args() -> argparse.Namespace:
     form.add_argument("--markdown", action="store_true", help="print a Markdown table, for a README")
     form.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs), for a paper")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot the cells' errors as .svg or .png")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from genotypes import Genotype
 from harness import parallel, records, weights
 from harness.files import write_file
 from harness.log import log
+from harness.process import change
 from harness.runs import Run, in_words
 from input_pipeline.folders import ImageError
 from reporting.page import try_to_draw
@@ -44,7 +45,8 @@ class Meter:
         self.sums = [0.0, 0.0, 0.0]  # over the steps read so far
         self.images = self.steps = 0
         self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
-        self.bar = tqdm(total=steps, desc=label, leave=False, disable=parallel.rank() > 0 or not sys.stderr.isatty())
+        shown = parallel.rank() == 0 and sys.stderr is not None and sys.stderr.isatty()  # it may be closed: None
+        self.bar = tqdm(total=steps, desc=label, leave=False, disable=not shown)
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
@@ -162,7 +164,8 @@ def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:
     parallel.broadcast(network)
     scaler = utils.set_precision(network, args.amp)
     if args.compile:
-        torch._dynamo.config.optimize_ddp = False  # its graph splitter fails on several buckets (pytorch issue 196227)
+        # Its graph splitter fails on several buckets (pytorch issue 196227).
+        change(torch._dynamo.config, "optimize_ddp", False)
         network.compile()  # in place: state_dict keys stay
     if parallel.world_size() == 1:
         return network, scaler

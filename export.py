@@ -48,10 +48,10 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-def parse_args() -> Namespace:
-    """The command line; exits with status 2 if it is invalid, or needs a package that is not installed."""
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The command line, or these words; exits with status 2 if it is invalid or a package is not installed."""
     parser = get_args_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.files = {suffix: Path(vars(args)[suffix]) for suffix in PACKAGES if vars(args)[suffix] is not None}
     if not args.files:
         parser.error("nothing to write: use --onnx FILE, --pt2 FILE or --safetensors FILE")

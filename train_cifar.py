@@ -14,7 +14,7 @@ from functools import partial
 import engine
 import genotypes
 import utils
-from harness import cli, parallel, records
+from harness import cli, parallel, process, records
 from input_pipeline import load
 from input_pipeline.batches import Batches, eval_batches
 from input_pipeline.sets import DATASETS, as_in_run, describe_set
@@ -31,14 +31,15 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-def parse_args() -> Namespace:
-    """The command line with its defaults filled in; exits with status 2 if it is invalid."""
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The command line, or these words, with its defaults filled in; exits with status 2 if it is invalid."""
     parser = get_args_parser()
-    args = cli.parse_args(parser, "eval")
+    args = cli.parse_args(parser, "eval", argv)
     cli.choose_dataset(parser, args)
     return args
 
 
+@process.restored()
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)

@@ -13,7 +13,7 @@ from argparse import Namespace
 import engine
 import genotypes
 import utils
-from harness import cli, parallel, records
+from harness import cli, parallel, process, records
 from harness.cli import number
 from input_pipeline import imagenet
 from model import NetworkImageNet
@@ -35,10 +35,10 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-def parse_args() -> Namespace:
-    """The command line with its defaults filled in; exits with status 2 if it is invalid."""
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The command line, or these words, with its defaults filled in; exits with status 2 if it is invalid."""
     parser = get_args_parser()
-    args = cli.parse_args(parser, "imagenet")
+    args = cli.parse_args(parser, "imagenet", argv)
     if args.tmp_data_dir is None:
         parser.error("--tmp_data_dir is missing: set it to the folder that holds train/CLASS/* and val/CLASS/*")
     if args.learning_rate is None:  # both published points lie on this line
@@ -61,6 +61,7 @@ def learning_rate(args: Namespace, epoch: int) -> float:
     return scheduled * (epoch + 1) / 5 if args.batch_size > 256 and epoch < 5 else scheduled
 
 
+@process.restored()
 def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)

@@ -23,7 +23,7 @@ import progressive
 import utils
 from architect import Architect
 from genotypes import Genotype, count_skips
-from harness import cli, parallel, weights
+from harness import cli, parallel, process, weights
 from harness.cli import number
 from harness.files import write_file
 from harness.log import log
@@ -66,10 +66,10 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-def parse_args() -> Namespace:
-    """The command line with its defaults filled in; exits with status 2 if it is invalid."""
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The command line, or these words, with its defaults filled in; exits with status 2 if it is invalid."""
     parser = get_args_parser()
-    args = cli.parse_args(parser, "search")
+    args = cli.parse_args(parser, "search", argv)
     cli.choose_dataset(parser, args)
     choose_large_images(parser, args)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: none in the published code
@@ -124,6 +124,7 @@ class Training:
     valid_batches: object  # for the alphas
 
 
+@process.restored()
 def main(args: Namespace) -> None:
     stages = make_stages(args)
     costs = progressive.epoch_costs(stages, args.epochs, args.warmup_epochs)

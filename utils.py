@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from harness import launchers, parallel
+from harness.process import at_end, change
 
 try:
     import resource
@@ -20,18 +21,24 @@ except ImportError:  # on Windows
 
 
 def pick_device(name: str | None, deterministic: bool = False, tf32: bool = False, amp: str = "off") -> torch.device:
-    """The device `name`, by default CUDA, else MPS, else the CPU, with torch set up for it.
+    """The device `name`, by default CUDA, else MPS, else the CPU, with torch set up for it until the run ends.
 
     Raises ValueError if the device, or the precision `amp` on it, can't be used here.
     """
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if deterministic and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        at_end(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG", None)
+    at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it; filling it would cost a launch each
-    torch.backends.cudnn.benchmark = not deterministic  # shapes repeat, so autotuning pays
+    # Nothing reads uninitialised memory, and filling it would cost a launch each.
+    change(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    change(torch.backends.cudnn, "benchmark", not deterministic)  # shapes repeat, so autotuning pays
     # Deviation from torch, whose convolutions use TF32 by default: the published code ran on a P100, which has none.
     # Set by torch's older interface, since some versions of torch.compile fail once the newer one was used.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    with contextlib.suppress(RuntimeError):  # as in `change`
+        at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    change(torch.backends.cudnn, "allow_tf32", tf32)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

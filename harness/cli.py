@@ -11,8 +11,9 @@ import signal
 import sys
 from argparse import Namespace
 
-from harness import launchers, records
-from harness.log import log, log_to_screen
+from harness import launchers, process, records
+from harness.log import log
+from harness.process import Stopped
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -127,9 +128,12 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
 MAY_CHANGE = {"resume", "tmp_data_dir", "workers", "report_freq", "device", "tensorboard", "grad_checkpoint", "fast"}
 
 
-def parse_args(parser: Parser, kind: str) -> Namespace:
-    """The command line; with --resume that run's options. Exits with status 2 if it contradicts them, or itself."""
-    args = parser.parse_args()
+def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Namespace:
+    """The command line (argv: its words, by default the program's); with --resume that run's options.
+
+    Exits with status 2 if it contradicts them, or itself.
+    """
+    args = parser.parse_args(argv)
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         parser.error("--tensorboard: TensorBoard is not installed; pip install tensorboard, or omit it")
     if args.resume is not None:
@@ -139,7 +143,7 @@ def parse_args(parser: Parser, kind: str) -> Namespace:
                              "use its own script")
         saved = record["args"]
         unset = Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
-        for name, value in vars(parser.parse_args(namespace=unset)).items():
+        for name, value in vars(parser.parse_args(argv, unset)).items():
             if value is None:
                 setattr(args, name, saved.get(name, getattr(args, name)))
             elif name not in MAY_CHANGE and value != saved.get(name):
@@ -159,13 +163,13 @@ def choose_dataset(parser: Parser, args: Namespace) -> None:
     args.tmp_data_dir = args.tmp_data_dir or "data"
 
 
-class Stopped(Exception):
-    """A run ends early, on all ranks: (exit status, the line that gives the reason)."""
-
-
 def run(main, parse) -> None:
     """Call main(parse()); a fixable error ends in one line and exit status 1, a signal in 128 + its number."""
-    log_to_screen(logging.INFO if _is_first() else logging.ERROR)
+    with process.restored(logging.INFO if _is_first() else logging.ERROR):
+        _run(main, parse)
+
+
+def _run(main, parse) -> None:
     args, together = Namespace(), False  # whether all ranks end, and for the same reason
     try:
         args = parse()
@@ -181,7 +185,8 @@ def run(main, parse) -> None:
             log.error(reason)
         sys.exit(status)
     except KeyboardInterrupt:
-        log.error("stopped by SIGINT before the run began")
+        resume = _resume(vars(args))
+        log.error("stopped by SIGINT " + (f"in an epoch, which is lost{resume}" if resume else "before the run began"))
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         line = _explain(error, args)

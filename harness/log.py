@@ -1,4 +1,5 @@
 """The log: every message goes to the screen, and in a run to its log.txt as well."""
+import contextlib
 import logging
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -6,25 +7,55 @@ from pathlib import Path
 log = logging.getLogger("pdarts")
 
 
-def log_to_screen(level: int) -> None:
-    """Print messages of this level and above; keep all of them until a run has a log.txt."""
-    handler = logging.StreamHandler()
-    handler.setLevel(level)
-    log.addHandler(handler)
-    log.addHandler(MemoryHandler(10_000))
+@contextlib.contextmanager
+def log_to_screen(level: int):
+    """In a block, print messages of this level and above; keep all of them until a run has a log.txt."""
+    def go_on(record):  # the terminal is closed, or what reads the messages has ended
+        screen.setLevel(logging.CRITICAL + 1)
+        log.warning("nothing can be printed any more: the messages are in log.txt only")
+
+    screen, before = logging.StreamHandler(), (log.handlers[:], log.level)
+    screen.setLevel(level)
+    screen.handleError = go_on
+    log.handlers += [screen, MemoryHandler(10_000)]
     log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        for handler in set(log.handlers) - set(before[0]):
+            handler.close()
+        log.handlers[:], log.level = before
 
 
 def log_to_file(path: Path) -> None:
-    """Append every message to a file, the earlier ones included. Raises OSError."""
+    """Append every message to a file, the earlier ones included, and lock it. Raises OSError, also if it is in use."""
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OSError(f"can't write {path} ({error.strerror}): free space or fix access") from error
     handler.handleError = lambda record: None  # a full disk is reported where it matters
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    try:
+        _lock(handler.stream, path.parent)
+    except OSError:
+        handler.close()
+        raise
     log.addHandler(handler)
     for early in [other for other in log.handlers if isinstance(other, MemoryHandler)]:
         early.setTarget(handler)
         early.close()
         log.removeHandler(early)
+
+
+def _lock(file, run_dir: Path) -> None:
+    """Lock a run's log until the file is closed or the process ends. Raises OSError if another process holds the lock.
+
+    Forked workers do not inherit this kind of lock, so that it is free once a killed run is gone.
+    """
+    try:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise OSError(f"{run_dir} is in use by another process: wait until that ends, or stop it") from None
+    except (ImportError, OSError) as error:  # on Windows; on some network file systems
+        log.info(f"{run_dir} can't be locked here ({error}): make sure that only one process resumes it")

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness import launchers
-from harness.cli import Stopped
 from harness.log import log
+from harness.process import Stopped, at_end
 
 _store: dist.Store | None = None  # the rendezvous store, in which the ranks leave each other notes
 
@@ -175,29 +175,41 @@ def broadcast(network: nn.Module, buffers_only: bool = False) -> None:
 
 # ---- stopping together
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+           if name in signal.Signals.__members__]
 PATIENCE = 20  # seconds without a step, after which a rank that has received a signal is stuck
 _signals: list[int] = []
+_handlers: dict = {}  # those that the process had before
 _last_step = 0.0  # when it ended; infinity: all ranks have agreed to stop
-_wakeup: tuple[socket.socket, ...] = ()
 
 
 def catch_signals() -> None:
-    """From now on a signal ends the run between two steps, in `stop_if_asked`; a rank that is stuck ends by itself."""
-    global _wakeup
+    """Until the run ends, signals end it between two steps, in `stop_if_asked`; a rank that is stuck ends by itself."""
+    global _last_step
+    _last_step = 0.0
+    at_end(_signals.clear)
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread can catch signals
     for number in SIGNALS:
-        signal.signal(number, remember)
-    if dist.is_initialized() and not _wakeup:
+        if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # started by nohup
+        _handlers[number] = signal.signal(number, remember) or signal.SIG_DFL
+        at_end(signal.signal, number, _handlers[number])
+    if dist.is_initialized():
         # No Python handler runs in a collective: a thread learns of the signal by a socket.
-        _wakeup = socket.socketpair()
-        _wakeup[1].setblocking(False)
-        signal.set_wakeup_fd(_wakeup[1].fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_exit_if_stuck, daemon=True).start()
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        at_end(writing.close)  # ends the thread
+        at_end(signal.set_wakeup_fd, signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False))
+        threading.Thread(target=_exit_if_stuck, args=[reading], daemon=True).start()
 
 
-def _exit_if_stuck() -> None:
+def _exit_if_stuck(reading: socket.socket) -> None:
     """Wait for a signal; then exit if no step ends for PATIENCE seconds: the rank waits for one that has failed."""
-    number = _wakeup[0].recv(1)[0]
+    with reading:
+        number = next(iter(reading.recv(1)), None)
+    if number is None:
+        return  # the run has ended
     received = time.monotonic()
     while time.monotonic() - max(received, _last_step) < PATIENCE:
         time.sleep(0.2)
@@ -216,7 +228,10 @@ def remember(number: int, frame) -> None:
     """The signal handler: note the signal."""
     _signals.append(number)
     # A second one ends a single process at once; several ignore it, since torchrun repeats what was sent to all.
-    signal.signal(number, signal.SIG_IGN if dist.is_initialized() else signal.SIG_DFL)
+    signal.signal(number, signal.SIG_IGN if dist.is_initialized() else _handlers[number])
+    if not dist.is_initialized():
+        log.warning(f"{signal.Signals(number).name}: the run ends after this step, and is saved; a second one ends it "
+                    "at once, and the unfinished epoch is lost")
 
 
 def stop_if_asked() -> None:

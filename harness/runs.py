@@ -20,6 +20,7 @@ import torch.distributed as dist
 from harness import checkpoints, launchers, parallel, weights
 from harness.files import write_file
 from harness.log import log, log_to_file
+from harness.process import change
 from harness.scalars import scalar_writer
 
 
@@ -38,9 +39,13 @@ class Run:
         device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
         end the run between steps. All ranks call it. Raises OSError, and ValueError if the checkpoint is damaged.
         """
-        path = open_directory(kind, args, device)
+        path, error = open_directory(kind, args, device), None
         if parallel.rank() == 0:
-            log_to_file(path / "log.txt")
+            try:
+                log_to_file(path / "log.txt")
+            except OSError as caught:
+                error = caught
+        parallel.stop_if_failed(error)
         parallel.catch_signals()
         return cls(kind, path, args, device, state, costs)
 
@@ -154,7 +159,7 @@ def open_directory(kind: str, args: Namespace, device: str) -> Path:
         box[0] = args.resume or _restarted_run(save, kind) or _new_run(save, kind, args, device)
     if dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
-    args.resume = str(box[0])
+    change(args, "resume", str(box[0]))  # until the run ends: another one may be given the same options
     return Path(args.resume)
 
 

@@ -88,13 +88,13 @@ def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.float().mul_(1 / 255).sub_(mean).div_(std)
 
 
-def outlive_signals(worker: int):
-    """Make a data-loading worker ignore signals, except those of its main process.
+def outlive_signals(main: int, worker: int):
+    """Make a data-loading worker ignore signals, except those of its main process, whose process id is `main`.
 
     A terminal or a cluster sends them to all processes, but the main process must be able to finish the step.
     """
     def wait():
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        while signal.sigwaitinfo(signals).si_pid != main:  # its parent may be a server that starts processes
             pass
         os._exit(0)
 
@@ -167,7 +167,7 @@ def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int
 def _workers(workers: int, device) -> dict:
     # A separate generator: a loader draws from it at each start, and a resumed run has more starts.
     return {"num_workers": workers, "prefetch_factor": 4 if workers else None, "generator": torch.Generator(),
-            "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": outlive_signals}
+            "pin_memory": torch.device(device).type == "cuda", "worker_init_fn": partial(outlive_signals, os.getpid())}
 
 
 def set_epoch(loader: DataLoader, epoch: int, step: int = 0):

@@ -45,8 +45,7 @@ class Meter:
         self.sums = [0.0, 0.0, 0.0]  # over the steps read so far
         self.images = self.steps = 0
         self.start, self.compiled = time.perf_counter(), utils.compile_seconds()
-        shown = parallel.rank() == 0 and sys.stderr is not None and sys.stderr.isatty()  # it may be closed: None
-        self.bar = tqdm(total=steps, desc=label, leave=False, disable=not shown)
+        self.bar = tqdm(total=steps, desc=label, leave=False, disable=parallel.rank() > 0 or not sys.stderr.isatty())
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.start

@@ -165,6 +165,9 @@ def choose_dataset(parser: Parser, args: Namespace) -> None:
 
 def run(main, parse) -> None:
     """Call main(parse()); a fixable error ends in one line and exit status 1, a signal in 128 + its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed: without this, a file of the run would get its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     with process.restored(logging.INFO if _is_first() else logging.ERROR):
         _run(main, parse)
 

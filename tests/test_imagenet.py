@@ -1,4 +1,6 @@
 """Streamed images: batches against torchvision's transforms, epochs, ranks and what cannot be read."""
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,20 @@ from test_sets import BAD_TREES, one_error_line, spoil, write_tree
 from torchvision.transforms import v2
 
 from input_pipeline import imagenet
+
+# What starts the workers: fork, or Python 3.14's default, or what macOS and Windows do.
+WORKERS = pytest.mark.parametrize("workers", [0, "fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)],
+                                  indirect=True)
+
+
+@pytest.fixture
+def workers(request):
+    """0 workers, or 2 that this method starts."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    if request.param:
+        multiprocessing.set_start_method(request.param, force=True)
+    yield 2 if request.param else 0
+    multiprocessing.set_start_method(method, force=True)
 
 
 def loaders(root, workers=0, batch_size=4, rank=0, world_size=1):
@@ -23,12 +39,14 @@ def same(one, other):
     return len(one) == len(other) and all(all(map(torch.equal, *pair)) for pair in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("place", ["", "imagenet"])
-def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
-    write_tree(tmp_path / place)
-    unbroken, resumed, in_process = loaders(tmp_path, 2)[0], loaders(tmp_path, 2)[0], loaders(tmp_path, 0)[0]
+@WORKERS
+def test_imagenet_epochs_depend_on_seed_and_epoch_only(workers, tmp_path):
+    write_tree(tmp_path / ("imagenet" if workers else ""))
+    unbroken, resumed = (loaders(tmp_path, workers)[0] for _ in range(2))
+    in_process = loaders(tmp_path, 0)[0]
     epochs = [epoch_of(unbroken, e) for e in range(3)]
-    assert unbroken.persistent_workers and not same(epochs[0], epochs[1]) and not same(epochs[1], epochs[2])
+    assert unbroken.persistent_workers == (workers > 0)
+    assert not same(epochs[0], epochs[1]) and not same(epochs[1], epochs[2])
     assert same(epoch_of(resumed, 2), epochs[2])  # a fresh process that starts at epoch 2
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -40,7 +58,7 @@ def test_imagenet_epochs_depend_on_seed_and_epoch_only(place, tmp_path):
     assert not torch.equal(*crops)  # each image draws its own crop
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 def test_imagenet_batches_equal_to_the_bit_those_normalised_image_by_image(workers, tmp_path):
     write_tree(tmp_path)
     to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
@@ -70,20 +88,21 @@ def test_imagenet_images_travel_as_bytes(tmp_path):
         assert x.dtype == torch.float32 and type(x) is torch.Tensor and y.dtype == torch.int64
 
 
-@pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 2), (0, 3), (2, 1)])
-def test_imagenet_validation_is_exact(workers, world_size, tmp_path):
+@WORKERS
+def test_imagenet_validation_is_exact(workers, tmp_path):
     write_tree(tmp_path, train=6, val=3, classes=("a", "b", "c"), shape=(32, 32))
     (tmp_path / "val/c/2.png").unlink()  # 8 samples: uneven over 3 ranks
-    batches = [b for rank in range(world_size) for b in loaders(tmp_path, workers, 6, rank, world_size)[1]]
-    got = torch.cat([x for x, _ in batches])
-    paths = sorted((tmp_path / "val").glob("*/*.png"))
-    assert sorted(torch.cat([y for _, y in batches]).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2]
-    resize = torchvision.transforms.Compose([  # 256 / 224 * 32 = 36
-        torchvision.transforms.Resize(36), torchvision.transforms.CenterCrop(32), torchvision.transforms.ToTensor(),
-        torchvision.transforms.Normalize((.485, .456, .406), (.229, .224, .225))])
-    for path in paths:
-        expected = resize(Image.open(path))
-        assert sum(torch.allclose(x, expected, atol=1e-5) for x in got) == 1
+    for world_size in (1,) if workers else (1, 2, 3):
+        batches = [b for rank in range(world_size) for b in loaders(tmp_path, workers, 6, rank, world_size)[1]]
+        got = torch.cat([x for x, _ in batches])
+        paths = sorted((tmp_path / "val").glob("*/*.png"))
+        assert sorted(torch.cat([y for _, y in batches]).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2]
+        resize = torchvision.transforms.Compose([  # 256 / 224 * 32 = 36
+            torchvision.transforms.Resize(36), torchvision.transforms.CenterCrop(32), torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((.485, .456, .406), (.229, .224, .225))])
+        for path in paths:
+            expected = resize(Image.open(path))
+            assert sum(torch.allclose(x, expected, atol=1e-5) for x in got) == 1
 
 
 def test_imagenet_ranks_share_each_epoch(tmp_path):
@@ -108,7 +127,7 @@ def test_imagenet_bad_input(tmp_path):
         assert word in one_error_line(error)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 def test_imagenet_names_the_corrupt_image(workers, tmp_path):
     kind, word = spoil(tmp_path, "corrupt image")
     with pytest.raises(kind) as error:

@@ -9,8 +9,12 @@ one evaluation.
 """
 import argparse
 import json
+import os
 import statistics
+import sys
 from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
 
 import genotypes
 import progressive

@@ -12,9 +12,12 @@ import importlib.util
 import io
 import json
 import os
+import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
 
 import torch
 from torch import Tensor, nn

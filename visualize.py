@@ -5,8 +5,11 @@ The training scripts also draw their run, at the end of each stage and of the ru
 RUN_DIR/pictures/, a genotype's in the current directory; --out DIR replaces either directory.
 """
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
 
 import genotypes
 from harness import cli
@@ -22,13 +25,6 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
-    try:
-        draw(args)
-    except OSError as error:
-        raise OSError(f"{error}, or choose another directory with --out") from error
-
-
-def draw(args: Namespace) -> None:
     if os.path.exists(os.path.join(args.what, "args.json")):  # Path.exists fails on a long text
         log.info(f"wrote {draw_run(args.what, args.out)} and its figures")
         return

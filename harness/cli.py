@@ -35,9 +35,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         options = [option for action in self._actions for option in action.option_strings]
         words = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        lists = [action.option_strings[0] for action in self._actions if isinstance(action, argparse._AppendAction)]
         near = difflib.get_close_matches(words[0], options) if words and "unrecognized" in message else []
         if any(word.startswith(("--local-rank", "--local_rank")) for word in words):
             near, hint = [], "python -m torch.distributed.launch adds it: use torchrun --nproc_per_node=N instead"
+        elif lists and (found := re.search(rf"argument ({'|'.join(lists)}): '[^']*[ ,]|arguments: [\d.]", message)):
+            hint = "repeat the option for each of its values: {0} FIRST {0} SECOND".format(found[1] or lists[0])
         else:
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
         # All processes of a launch have the same command line: the first reports the error.
@@ -169,38 +172,35 @@ def run(main, parse) -> None:
         if getattr(sys, name) is None:  # it is closed: without this, a file of the run would get its number
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     with process.restored(logging.INFO if _is_first() else logging.ERROR):
-        _run(main, parse)
-
-
-def _run(main, parse) -> None:
-    args, together = Namespace(), False  # whether all ranks end, and for the same reason
-    try:
-        args = parse()
-        main(args)
-        together = True
-    except Stopped as stopped:
-        together = True
-        status, reason = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
-        if vars(args).get("resume"):
-            words = shlex.join([sys.argv[0], "--resume", args.resume])
-            reason += f"; continue with: {launchers.continue_command(words)}"
-        if launchers.rank() == 0:
-            log.error(reason)
-        sys.exit(status)
-    except KeyboardInterrupt:
-        resume = _resume(vars(args))
-        log.error("stopped by SIGINT " + (f"in an epoch, which is lost{resume}" if resume else "before the run began"))
-        sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        line = _explain(error, args)
-        if line is None:
-            raise
-        log.debug("traceback of the error below", exc_info=True)  # into log.txt only
-        log.error(f"error: {line}")
-        sys.exit(1)
-    finally:
-        if parallel := sys.modules.get("harness.parallel"):  # it imports torch, which not every program needs
-            parallel.leave(together)
+        args, together = Namespace(), False  # whether all ranks end, and for the same reason
+        try:
+            args = parse()
+            main(args)
+            together = True
+        except Stopped as stopped:
+            together = True
+            status, reason = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
+            if vars(args).get("resume"):
+                words = shlex.join([sys.argv[0], "--resume", args.resume])
+                reason += f"; continue with: {launchers.continue_command(words)}"
+            if launchers.rank() == 0:
+                log.error(reason)
+            sys.exit(status)
+        except KeyboardInterrupt:
+            resume = _resume(vars(args))
+            log.error(f"stopped by SIGINT; the unfinished epoch is lost{resume}" if resume else
+                      "stopped by SIGINT before the run began")
+            sys.exit(128 + signal.SIGINT)
+        except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+            line = _explain(error, args)
+            if line is None:
+                raise
+            log.debug("traceback of the error below", exc_info=True)  # into log.txt only
+            log.error(f"error: {line}")
+            sys.exit(1)
+        finally:
+            if parallel := sys.modules.get("harness.parallel"):  # it imports torch, which not every program needs
+                parallel.leave(together)
 
 
 def _is_first() -> bool:
@@ -211,19 +211,32 @@ def _is_first() -> bool:
         return True
 
 
+FIXABLE = {  # a pattern in an error's text: the line to print instead
+    "DataLoader worker.*(shared memory|Bus error|No space left)":
+        "a data-loading worker had too little shared memory (/dev/shm): lower --workers, to 0 if necessary, or provide "
+        "more, in Docker with --shm-size=8g",
+    "DataLoader worker .*(is killed|exited unexpectedly)":
+        "a data-loading worker was killed, perhaps for lack of memory: lower --workers",
+    "Too many open files|ancdata": "too many open files: lower --workers, or raise the limit with ulimit -n 4096",
+    "No working C.. compiler|Failed to find C compiler|CppCompileError":
+        "--compile needs a working C++ compiler: install g++ or set CXX, or start a new run without --compile",
+}
+
+
 def _explain(error: Exception, args: Namespace) -> str | None:
     """An error in one line, with what to do; None for a bug."""
     text, known = " ".join(str(error).split()), vars(args)
-    if not isinstance(error, (RuntimeError, MemoryError)):
+    for pattern, line in FIXABLE.items():
+        if re.search(pattern, text):
+            return line + _resume(known)
+    if getattr(error, "errno", None) is not None:  # from the system: this project's own errors say what to do
+        return f"{text.partition('] ')[2]}: check the file, its access, and the limits of this process (ulimit -a)"
+    if isinstance(error, (ValueError, OSError)):
         return text
-    if "DataLoader worker" in text and re.search("shared memory|Bus error|No space left", text):
-        return ("a data-loading worker had too little shared memory (/dev/shm): lower --workers, to 0 if necessary, or "
-                f"provide more, in Docker with --shm-size=8g{_resume(known)}")
-    if re.search("DataLoader worker .*(is killed|exited unexpectedly)", text):
-        return f"a data-loading worker was killed, perhaps for lack of memory: lower --workers{_resume(known)}"
     if launchers.world_size() > 1 and re.search("onnection (closed|reset) by|Broken pipe|remote process exited", text):
         return f"another process of this run has ended; see its output for the reason{_resume(known)}"
-    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|ALLOC_FAILED", text):
+    if not isinstance(error, MemoryError) and not re.search(
+            "out of memory|allocate memory|ALLOC_FAILED|failed to map segment|start new thread|torchvision::nms", text):
         return None
     hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []
     size, processes = known.get("batch_size", 0), launchers.world_size()

@@ -31,11 +31,3 @@ def replace_file(path: Path, content: bytes, check=lambda temporary: None):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents if they do not exist. Raises OSError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"can't create the directory {path} ({error.strerror}): free space or fix access") from error

@@ -27,35 +27,28 @@ def log_to_screen(level: int):
         log.handlers[:], log.level = before
 
 
-def log_to_file(path: Path) -> None:
-    """Append every message to a file, the earlier ones included, and lock it. Raises OSError, also if it is in use."""
+def log_to_file(path: Path) -> str | None:
+    """Append every message to a file, the earlier ones included, and lock it -> the reason if that is not possible.
+
+    Forked workers do not inherit this kind of lock: it is free when a killed run is gone, even if they still live.
+    """
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise OSError(f"can't write {path} ({error.strerror}): free space or fix access") from error
+        return f"can't write {path} ({error.strerror}): free space or fix access"
     handler.handleError = lambda record: None  # a full disk is reported where it matters
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     try:
-        _lock(handler.stream, path.parent)
-    except OSError:
+        import fcntl
+        fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         handler.close()
-        raise
+        return f"{path.parent} is in use by another process: wait until that ends, or stop it"
+    except (ImportError, OSError) as error:  # on Windows; on some network file systems
+        log.info(f"{path.parent} can't be locked here ({error}): make sure that only one process resumes it")
     log.addHandler(handler)
     for early in [other for other in log.handlers if isinstance(other, MemoryHandler)]:
         early.setTarget(handler)
         early.close()
         log.removeHandler(early)
-
-
-def _lock(file, run_dir: Path) -> None:
-    """Lock a run's log until the file is closed or the process ends. Raises OSError if another process holds the lock.
-
-    Forked workers do not inherit this kind of lock, so that it is free once a killed run is gone.
-    """
-    try:
-        import fcntl
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise OSError(f"{run_dir} is in use by another process: wait until that ends, or stop it") from None
-    except (ImportError, OSError) as error:  # on Windows; on some network file systems
-        log.info(f"{run_dir} can't be locked here ({error}): make sure that only one process resumes it")
+    return None

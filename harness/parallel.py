@@ -240,7 +240,7 @@ def stop_if_asked() -> None:
     _stop_together((128 + _signals[0], f"stopped by {signal.Signals(_signals[0]).name}") if _signals else None)
 
 
-def stop_if_failed(error: Exception | None) -> None:
+def stop_if_failed(error: Exception | str | None) -> None:
     """Raise Stopped on all ranks if one has met a fixable error; all ranks call it."""
     _stop_together((1, f"error: {error}") if error else None)
 

@@ -37,15 +37,11 @@ class Run:
         """A new run in SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
 
         device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
-        end the run between steps. All ranks call it. Raises OSError, and ValueError if the checkpoint is damaged.
+        end the run between steps. All ranks call it. Raises OSError, ValueError if the checkpoint is damaged, and
+        Stopped if another process has the run.
         """
-        path, error = open_directory(kind, args, device), None
-        if parallel.rank() == 0:
-            try:
-                log_to_file(path / "log.txt")
-            except OSError as caught:
-                error = caught
-        parallel.stop_if_failed(error)
+        path = open_directory(kind, args, device)
+        parallel.stop_if_failed(log_to_file(path / "log.txt") if parallel.rank() == 0 else None)
         parallel.catch_signals()
         return cls(kind, path, args, device, state, costs)
 
@@ -151,6 +147,9 @@ def in_words(seconds: float) -> str:
 
 # ---- directories
 
+GIT_SECONDS = 10  # after which a run starts without its commit
+
+
 def open_directory(kind: str, args: Namespace, device: str) -> Path:
     """Choose the directory on rank 0, broadcast it, and set args.resume to it. Raises OSError."""
     box = [None]
@@ -207,5 +206,6 @@ def _restarted_run(save: Path, kind: str) -> str | None:
 
 def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    with contextlib.suppress(OSError):  # git is not installed
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is not installed, or hangs
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              timeout=GIT_SECONDS).stdout.strip() or None

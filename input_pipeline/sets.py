@@ -143,6 +143,10 @@ def read_fashion_mnist(root: str):
                  if path.is_file()]  # plain comes before .gz
         if len(paths) == 4:
             train, train_target, test, test_target = map(read_idx, paths)
+            for images, target in ((train, train_target), (test, test_target)):
+                if images.shape != (*target.shape, 28, 28) or not len(target) or target.max() > 9:
+                    raise ValueError(f"{folder} has images {tuple(images.shape)} with labels {tuple(target.shape)}: "
+                                     "use files of (N, 28, 28) and (N,) with labels from 0 to 9")
             return train[:, None], train_target.long(), test[:, None], test_target.long(), FASHION_CLASSES
     download("FashionMNIST", root, "FashionMNIST/raw/train-images-idx3-ubyte")
     return read_fashion_mnist(root)

@@ -10,7 +10,7 @@ import genotypes
 import progressive
 from genotypes import Genotype
 from harness import records
-from harness.files import make_folder, replace_file
+from harness.files import replace_file
 from harness.log import log
 from reporting.figures import CELLS, save_figure, style
 
@@ -55,7 +55,7 @@ NOT_IN_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # c
 def draw_genotype(genotype: Genotype, out: Path, name: str) -> dict[str, Path]:
     """Draw both cells of a genotype as out/name-normal.png, .svg and out/name-reduce.* -> {caption: SVG path}."""
     from reporting.cells import draw_cell
-    make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     for cell in CELLS:
         figure = draw_cell(getattr(genotype, cell), getattr(genotype, f"{cell}_concat"))
         save_figure(figure, out / f"{name}-{cell}")
@@ -73,7 +73,7 @@ def draw_run(run_dir, out=None) -> Path:
     record, metrics = records.read_run(run_dir)
     genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
     figures, folder = {}, out / "pictures"
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if genotype:
         figures |= draw_genotype(genotype, folder, "cell")
     if metrics and record["kind"] == "search":

@@ -1,10 +1,15 @@
 """--help: the options in groups, each with its default, also those that are filled in after parsing."""
+import resource
+import subprocess
+import sys
+
 import pytest
-from scripts import run
+from scripts import ROOT, run
 
 import train_cifar
 import train_imagenet
 import train_search
+from harness import cli
 
 GROUPS = {train_search: ["data", "stages", "weights", "alphas", "run"],
           train_cifar: ["data", "network", "optimization", "testing", "run"],
@@ -58,9 +63,85 @@ def test_the_learning_rate_that_imagenets_help_names_is_filled_in(batch_size, le
     assert str(batch_size) in options(train_imagenet)["learning_rate"][1]
 
 
+@pytest.mark.parametrize("words", [
+    ["--dropout_rate", "0.1 0.4 0.7"], ["--dropout_rate", "0.1,0.4,0.7"], ["--add_layers", "6 12"],
+    ["--add_width=0 0"], ["--dropout_rate", "0.1", "0.4", "0.7"]])
+def test_values_in_one_word_are_told_how_they_are_written(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_search.parse_args(words)
+    line, = capsys.readouterr().err.splitlines()
+    name = words[0].split("=")[0] if len(words) < 4 else "--add_layers"
+    assert ended.value.code == 2 and f"repeat the option for each of its values: {name} FIRST {name} SECOND" in line
+
+
+@pytest.mark.parametrize("module, words", [
+    (train_search, ["--dropout_rate", "7"]), (train_search, ["--add_layers", "x"]),
+    (train_cifar, ["--epochs", "1", "2"])])
+def test_other_values_are_not(module, words, capsys):
+    with pytest.raises(SystemExit):
+        module.parse_args(words)
+    assert "repeat" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-I", "visualize.py"], ["-P", "compare.py"]])
+def test_safe_interpreters_find_the_modules(words, tmp_path):
+    done = subprocess.run([sys.executable, words[0], ROOT / words[1], "--help"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("script", ["train_search.py", "train_cifar.py", "train_imagenet.py", "export.py"])
+def test_so_do_those_that_import_torch(script):
+    """Without a second for each: the line that helps comes before their first import of this repository."""
+    text = (ROOT / script).read_text()
+    assert text.index("sys.path.insert(0, os.path.dirname(__file__))") < text.index("import genotypes")
+
+
 @MODULES
 def test_help_prints_the_groups_in_order(module):
     outcome = run(f"{module.__name__}.py", "--help")
     assert outcome.code == 0 and not outcome.err
     headings = [line[:-1] for line in outcome.out.split("options:\n")[1].splitlines() if line and line[0] != " "]
     assert headings == GROUPS[module]
+
+
+# ---- errors of the system and of libraries
+
+@pytest.mark.parametrize("error, text", [
+    (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config"), "install g++"),
+    (RuntimeError("InductorError: RuntimeError: Failed to find C compiler. Please specify via CC"), "install g++"),
+    (RuntimeError("CppCompileError: C++ compile error"), "install g++"),
+    (OSError(24, "Too many open files"), "ulimit -n"), (OSError(24, "Too many open files", "x.png"), "ulimit -n"),
+    (RuntimeError("Too many open files. Communication with the workers is no longer possible."), "ulimit -n"),
+    (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+    (RuntimeError("can't start new thread"), "out of memory"),
+    (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of memory"),
+    (RuntimeError("operator torchvision::nms does not exist"), "out of memory"),
+    (PermissionError(13, "Permission denied", "/x/pictures"), "Permission denied: '/x/pictures': check"),
+    (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -a"),
+    (OSError("ours: do this"), "ours: do this")])
+def test_raw_errors_are_one_line_with_what_to_do(error, text, capsys):
+    def main(args):
+        raise error
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, lambda: train_cifar.parse_args([]))
+    line, = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line.startswith("error: ") and text in line and "Errno" not in line
+
+
+def test_a_missing_module_keeps_its_traceback():
+    def main(args):
+        raise ModuleNotFoundError("No module named 'nonsense'")
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(main, lambda: train_cifar.parse_args([]))
+
+
+def few_files():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+
+
+def test_too_few_open_files_end_a_run_in_one_line(data, tmp_path):
+    tiny = "--image_size 32 --init_channels 2 --layers 1 --batch_size 4 --epochs 1 --lr_scheduler cosine --workers 4"
+    options = [*tiny.split(), "--device", "cpu", *data[2:], "--save", tmp_path]
+    outcome = run("train_imagenet.py", *options, change=few_files)
+    assert outcome.code == 1 and outcome.err.count("error: too many open files: ") == 1, outcome
+

@@ -316,10 +316,10 @@ def test_names_in_a_figure_need_no_glyphs(tmp_path, recwarn):
         image.verify()
 
 
-def test_where_nothing_can_be_written_the_line_names_another_directory(tmp_path):
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     for words in (["PDARTS", "--out", tmp_path / "file"], ["PDARTS", "--out", tmp_path / "file/x"]):
-        assert "--out" in error_line(run("visualize.py", *words), 1)
+        assert f"'{words[-1]}': check the file, its access" in error_line(run("visualize.py", *words), 1)
 
 
 # ---- command line

@@ -1,6 +1,9 @@
 """The time to come, by hand-computed values."""
+import time
+
 import pytest
 
+from harness import runs
 from harness.runs import in_words, seconds_left
 
 
@@ -32,3 +35,16 @@ def test_a_search_counts_all_its_stages():
                                             (3 * 3600 + 290, "3 h 05 min"), (90000, "25 h 00 min")])
 def test_times_in_words(seconds, words):
     assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize("script, commit", [
+    (r"printf 'v1-\377\n'", "v1-\ufffd"), ("exit 128", None), ("cat", None), ("echo abc; sleep 60", None),
+    ("kill -9 $$", None), (None, None)], ids=["odd bytes", "no repository", "reads", "hangs", "dies", "not installed"])
+def test_git_stops_no_run(script, commit, tmp_path, monkeypatch):
+    if script:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if script else str(tmp_path))
+    monkeypatch.setattr(runs, "GIT_SECONDS", 0.5)
+    begun = time.monotonic()
+    assert runs._git_commit() == commit and time.monotonic() - begun < 10

@@ -127,6 +127,23 @@ def test_damaged_idx_file_is_named(tmp_path, offline):
     assert str(path) in one_error_line(error)
 
 
+def write_idx(path, array):
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes())
+
+
+@pytest.mark.parametrize("name, array", [
+    ("train-labels-idx1", np.zeros(11)), ("train-labels-idx1", np.zeros((12, 1))), ("t10k-labels-idx1", np.zeros(0)),
+    ("t10k-images-idx3", np.zeros((12, 20, 20))), ("t10k-images-idx3", np.zeros((12, 784))),
+    ("train-images-idx3", np.zeros(12)), ("train-labels-idx1", np.full(12, 10))],
+    ids=["fewer labels", "labels in columns", "none", "another size", "flat", "labels", "a label too large"])
+def test_idx_files_of_another_size_are_refused(name, array, tmp_path, offline):
+    write_fashion_mnist(tmp_path, packed=False)
+    write_idx(tmp_path / f"{name}-ubyte", array.astype(np.uint8))
+    with pytest.raises(ValueError) as error:
+        load("fashion_mnist", str(tmp_path))
+    assert str(tmp_path) in one_error_line(error) and "(N, 28, 28)" in str(error.value)
+
+
 @pytest.mark.skipif(not Path(sets.DEBIAN_FASHION_MNIST).is_dir(), reason="needs the package dataset-fashion-mnist")
 def test_real_fashion_mnist(tmp_path):
     got = load("fashion_mnist", str(tmp_path), 28)

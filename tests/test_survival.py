@@ -365,6 +365,18 @@ def test_a_read_only_directory_stops_a_run_in_one_line_and_loses_nothing(script,
     assert_same_result(run_dir, expected)
 
 
+def test_a_read_only_run_is_drawn_elsewhere(training, run_as, tmp_path):
+    run_dir = shutil.copytree(training, tmp_path / "run")
+    for path in (run_dir / "pictures", run_dir):
+        path.chmod(0o555)
+    try:
+        assert f"can't write {run_dir}/pictures/" in one_line(run_as(READ_ONLY, [], "visualize.py", run_dir))
+        assert run_as(READ_ONLY, [], "visualize.py", run_dir, "--out", tmp_path / "out").code == 0
+    finally:
+        for path in (run_dir, run_dir / "pictures"):
+            path.chmod(0o755)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities and modes of files are Linux's")
 @pytest.mark.parametrize("script", [SEARCH, CIFAR])
 def test_a_run_directory_whose_log_cannot_be_written_is_refused_on_resume(script, copy, run_as):

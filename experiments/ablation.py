@@ -29,7 +29,7 @@ from input_pipeline import load
 from input_pipeline.batches import eval_batches
 from model_search import Network
 from reporting import tables
-from reporting.curves import CELLS
+from reporting.figures import CELLS
 
 HEAD = ["supernet", "cell", "images", "loss", "rank correlation", "range over edges", "p (operations)", "p (edges)"]
 load = functools.cache(load)  # the supernets share their data

@@ -16,13 +16,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiments import significance
 from genotypes import PRIMITIVES
 from harness import cli, records
 from reporting import tables
-from reporting.curves import CELLS, softmax
+from reporting.figures import CELLS
 
 HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "same", "by chance",
         "p (same)"]
@@ -30,7 +31,8 @@ HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", 
 
 def probabilities(alphas: dict, stage: int, cell: str, epoch: int) -> np.ndarray:
     """The probability of each of the 8 operations on each edge, (14, 8), from alphas.npz; dropped ones have 0."""
-    probs, every = softmax(alphas[f"stage{stage}_{cell}"][epoch].astype(float)), np.zeros((14, len(PRIMITIVES)))
+    probs = softmax(alphas[f"stage{stage}_{cell}"][epoch].astype(float), axis=-1)
+    every = np.zeros((len(probs), len(PRIMITIVES)))
     for row, names, values in zip(every, alphas[f"stage{stage}_{cell}_candidates"], probs, strict=True):
         row[[PRIMITIVES.index(name) for name in names]] = values
     return every

@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
@@ -28,7 +26,7 @@ from harness import cli
 from harness.files import replace_file
 from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
-from reporting.curves import STYLE, render
+from reporting.figures import render, style
 from reporting.tables import BLANK, COLORS
 
 HEAD = ["cells", "n", "difference (points)", "95% interval", "p", "difference (std of random cells)"]
@@ -88,9 +86,10 @@ def multiply_adds(cell: Cell, args: dict) -> int:
     return utils.count_multiply_adds(network, size)
 
 
-@rc_context(STYLE)
+@style()
 def plot(settings: dict[str, list[Cell]], runs: dict[str, dict], path: Path) -> None:
     """Draw error against multiply-adds, a dot per cell, a panel per setting. runs: name -> options. Raises OSError."""
+    from matplotlib.figure import Figure
     figure = Figure((4.8, 3.2 * len(settings)), layout="constrained")
     for ax, (setting, cells) in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings.items()):
         sizes = [multiply_adds(cell, runs[cell.run]) / 1e6 for cell in cells]

@@ -9,12 +9,11 @@ one evaluation.
 """
 import argparse
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
+sys.path.insert(0, __file__.removesuffix("compare.py"))  # python -I and -P omit it
 
 import genotypes
 import progressive

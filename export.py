@@ -17,7 +17,7 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
+sys.path.insert(0, __file__.removesuffix("export.py"))  # python -I and -P omit it
 
 import torch
 from torch import Tensor, nn

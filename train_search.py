@@ -9,12 +9,11 @@ Without --tmp_data_dir and --dataset it searches on scikit-learn's 8x8 digits, w
 SAVE/search-NOTE-TIME/ with genotype.json, the cell for train_cifar.py --arch, and all measurements.
 """
 import json
-import os
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 
-sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
+sys.path.insert(0, __file__.removesuffix("train_search.py"))  # python -I and -P omit it
 
 import torch
 import torch.nn.functional as F

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(__file__))  # python -I and -P leave it out
+sys.path.insert(0, __file__.removesuffix("visualize.py"))  # python -I and -P omit it
 
 import genotypes
 from harness import cli

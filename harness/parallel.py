@@ -175,8 +175,7 @@ def broadcast(network: nn.Module, buffers_only: bool = False) -> None:
 
 # ---- stopping together
 
-SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-           if name in signal.Signals.__members__]
+SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 PATIENCE = 20  # seconds without a step, after which a rank that has received a signal is stuck
 _signals: list[int] = []
 _handlers: dict = {}  # those that the process had before

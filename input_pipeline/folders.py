@@ -122,25 +122,29 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
     Logs what each of the two holds and what was ignored in it, and the classes that validation lacks. Raises OSError
     or ValueError if there are no folders or no images, only one class, or if validation has other classes.
     """
-    (train, images), (val, val_images) = _scan(root, "train"), _scan(root, "val", "test")
+    (train, images, _), (val, val_images, _) = scans = _scan(root, "train"), _scan(root, "val", "test")
     classes, missing, unknown = list(images), images.keys() - val_images, val_images.keys() - images
     if unknown:
         also = f" and lacks {first_five(missing)}" if missing else ""
         raise ValueError(f"{val} has {len(unknown)} class(es) that {train} lacks: {first_five(unknown)}{also}: make "
                          "the names match, or remove them")
-    for folder, found in ((train, images), (val, val_images)):
+    for folder, found, ignored in scans:
         if empty := [name for name, paths in found.items() if not paths]:
             raise ValueError(f"{folder} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
-                             f"{first_five(empty)}: add some, or remove them; the log says what was ignored")
+                             f"{first_five(empty)}: add some, or remove them{ignored}")
     if len(classes) == 1:
         inside = first_five([entry.name for entry in _list(train / classes[0])["folder"]])
         raise ValueError(f"{train} has only one class folder, {classes[0]}, which is perhaps the wrong level: put the "
                          f"folder of each class directly into {train}" + (f", such as {inside}" if inside else ""))
+    for folder, found, ignored in scans:
+        sizes = sorted((len(paths), name) for name, paths in found.items())
+        log.info(f"{folder}: {len(found)} classes, {sum(map(len, found.values()))} images, from "
+                 f"{sizes[0][0]} ({sizes[0][1]}) to {sizes[-1][0]} ({sizes[-1][1]}) per class{ignored}")
     if missing:
         log.info(f"{val} lacks {len(missing)} of {len(classes)} training classes: {first_five(missing)}")
     labels = {name: label for label, name in enumerate(classes)}
     return tuple(Folder(path, [(image, labels[name]) for name in found for image in found[name]], classes)
-                 for path, found in ((train, images), (val, val_images)))
+                 for path, found, _ in scans)
 
 
 def imagenet_folders(root: str) -> tuple[Folder, Folder]:
@@ -154,11 +158,11 @@ def digest_names(*folders: Folder) -> str:
     return hashlib.sha256(os.fsencode(names.replace(os.sep, "/"))).hexdigest()
 
 
-def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]]]:
-    """The first of these folders that exists, and the images of each class in it, at any depth, in ImageFolder's order.
+def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]], str]:
+    """The first of these folders that exists, the images of each class in it, and a text on what was ignored.
 
-    A directory is visited once, so that loops of links end, and where it lies rather than where a link to it does.
-    Raises OSError or ValueError if there are no class folders.
+    Images lie at any depth and are listed in ImageFolder's order. A directory is visited once, so that loops of links
+    end, and where it lies rather than where a link to it does. Raises OSError or ValueError if it has no class folders.
     """
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
@@ -187,12 +191,8 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]]]:
             (pending.append if inner.is_symlink() else pending.appendleft)((name, inner))
         ignored.update({kind: len(entries) for kind, entries in inside.items()})
     images = {name: [path for _, paths in sorted(found[name]) for path in paths] for name in sorted(found)}
-    counts = {name: len(paths) for name, paths in images.items()}
-    fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
     kinds = ", ".join(f"{count} {kind}" for kind, count in (+ignored).most_common(10))
-    log.info(f"{folder}: {len(counts)} class(es), {sum(counts.values())} images, {counts[fewest]} ({fewest}) to "
-             f"{counts[most]} ({most}) per class" + (f"; ignored: {kinds}" if kinds else ""))
-    return folder, images
+    return folder, images, f"; ignored: {kinds}" if kinds else ""
 
 
 def _check_level(folder: Path, top: dict[str, list[os.DirEntry]]) -> None:

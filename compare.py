@@ -8,6 +8,7 @@ experiments/evidence.py. A row of one cell is over its evaluation runs. Hours ar
 one evaluation.
 """
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -40,6 +41,8 @@ def read_run(run_dir: str) -> dict:
     genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
     missing = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # older runs; no option
     args = missing | {key: value for key, value in record["args"].items() if value is not None}
+    if limit := args.pop("max_multiply_adds", None):  # it chose the channels, which differ between cells
+        args["init_channels"] = f"at most {limit:g}M multiply-adds"
     folder = args.pop("tmp_data_dir", "")
     if args["dataset"] in ("folder", "imagenet"):  # its name is the dataset's, on any machine
         args["tmp_data_dir"] = Path(folder).name
@@ -258,6 +261,18 @@ def add_differences(rows: list[dict]) -> list[dict]:
     return rows
 
 
+def add_mobile(rows: list[dict], max_multiply_adds: float) -> None:
+    """Add each cell's widest ImageNet network of 14 cells within a budget in millions. Raises ValueError."""
+    import utils  # here, because importing torch takes seconds
+    from model import NetworkImageNet
+    for part in tables.name_cells(rows).values():
+        make = functools.partial(NetworkImageNet, num_classes=1000, layers=14, auxiliary=False,
+                                 genotype=genotypes.Genotype(**part["genotype"]))
+        network = make(channels := utils.most_channels(make, 224, max_multiply_adds))
+        part["mobile"] = {"channels": channels, "parameters": utils.count_parameters(network),
+                          "multiply_adds": utils.count_multiply_adds(network, 224, published=True)}
+
+
 # ---- command line
 
 def figure_file(text: str) -> Path:
@@ -275,12 +290,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     form.add_argument("--markdown", action="store_true", help="print a Markdown table, for a README")
     form.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs), for a paper")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot the cells' errors as .svg or .png")
+    parser.add_argument("--max_multiply_adds", type=cli.number(float, 0), metavar="M",
+                        help="also show each cell's widest ImageNet network within M million multiply-adds")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     rows = compare(args.run_dirs)
     warn_of_repeats(rows)
+    if args.max_multiply_adds is not None:
+        add_mobile(rows, args.max_multiply_adds)
     if args.json:
         print(json.dumps(rows, indent=1))
     elif args.markdown:
@@ -289,6 +308,9 @@ def main(args: argparse.Namespace) -> None:
         print(tables.as_latex(rows))
     else:
         print(tables.as_text(rows) + "\n\n" + tables.list_genotypes(rows))
+    if args.max_multiply_adds is not None and not args.json:
+        lines = tables.list_mobile(rows)
+        print("\n" + (tables.markdown(lines) if args.markdown else tables.align(lines)))
     if args.plot:
         tables.plot(rows, args.plot)
 

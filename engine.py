@@ -153,8 +153,9 @@ def log_start(run: Run, network: nn.Module, image_size: int) -> None:
     small, large = (utils.count_parameters(network, auxiliary) for auxiliary in (False, True))
     plain, published = (utils.count_multiply_adds(network, image_size, published) / 1e6 for published in (False, True))
     log.info(f"{run.path}: --arch {genotypes.label(run.args.arch)} on {parallel.world_size()} x "
-             f"{run.device}; {small:,} parameters, {large:,} with the auxiliary head; "
-             f"{plain:.1f}M multiply-adds at {image_size}x{image_size}, {published:.1f}M in the published convention")
+             f"{run.device}; {run.args.init_channels} channels, {small:,} parameters, {large:,} with the auxiliary "
+             f"head; {plain:.1f}M multiply-adds at {image_size}x{image_size}, {published:.1f}M in the published "
+             "convention")
 
 
 def prepare(network: nn.Module, args) -> tuple[nn.Module, torch.amp.GradScaler]:

@@ -53,6 +53,9 @@ def main(args: Namespace) -> None:
     check_size(args, image_size)
     if args.eval:
         dataset = as_in_run(dataset, args.weights)
+    if args.max_multiply_adds is not None:
+        args.init_channels = utils.most_channels(lambda channels: NetworkCIFAR(
+            channels, len(dataset.classes), args.layers, False, genotype), image_size, args.max_multiply_adds)
     utils.seed_everything(args.seed)
     network = NetworkCIFAR(args.init_channels, len(dataset.classes), args.layers, args.auxiliary, genotype).to(device)
     test_batches = partial(eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset, device,

@@ -74,8 +74,11 @@ def main(args: Namespace) -> None:
     train_loader, val_loader, data = imagenet.loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
         parallel.world_size(), training=not args.eval)
-    utils.seed_everything(args.seed)
     classes = len(data["classes"])
+    if args.max_multiply_adds is not None:
+        args.init_channels = utils.most_channels(lambda channels: NetworkImageNet(
+            channels, classes, args.layers, False, genotype), args.image_size, args.max_multiply_adds)
+    utils.seed_everything(args.seed)
     network = NetworkImageNet(args.init_channels, classes, args.layers, args.auxiliary, genotype).to(device)
     if args.eval:
         records.use_data(args.weights, data)

@@ -1,4 +1,5 @@
 """Devices, precision, seeds, and measurements: time, memory, parameters, multiply-adds."""
+import bisect
 import contextlib
 import copy
 import os
@@ -178,6 +179,22 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):  # no container, no limit: "max"
         known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(known, default=None)
+
+
+def most_channels(make, image_size: int, max_multiply_adds: float) -> int:
+    """The most channels, a multiple of 4 up to 4096, with which make(channels) needs so many million multiply-adds.
+
+    In the published convention; make returns an evaluation network. Raises ValueError if even 4 channels exceed them.
+    """
+    def count(channels: int) -> int:
+        with torch.device("meta"):
+            return count_multiply_adds(make(channels), image_size, published=True)
+
+    channels = range(4, 4097, 4)
+    if not (found := bisect.bisect_right(channels, max_multiply_adds * 1e6, key=count)):
+        raise ValueError(f"--max_multiply_adds {max_multiply_adds:g} million are too few: 4 channels already need "
+                         f"{count(4) / 1e6:.3g} million at {image_size}x{image_size}; raise it, or lower --layers")
+    return channels[found - 1]
 
 
 def count_parameters(network: nn.Module, auxiliary: bool = False) -> int:

@@ -95,6 +95,8 @@ def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
     add = parser.add_argument_group("network").add_argument
     add("--arch", default="PDARTS", help="the cell: a name, random:SEED, a run, a file or Genotype(...)")
     add("--init_channels", type=number(int, min_channels), help="channels of the first cell")
+    add("--max_multiply_adds", type=number(float, 0), metavar="M",
+        help="the most channels within M million multiply-adds; default: off")
     add("--layers", type=number(int, 1), help="number of cells")
     add("--auxiliary", action="store_true", help="train with the auxiliary head")
     add("--auxiliary_weight", type=number(float, 0), default=0.4, help="weight of the auxiliary loss")
@@ -153,6 +155,9 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
                 parser.error(f"--{name} {value} differs from the run's {saved.get(name)}: omit it with --resume")
     if "eval" in args and args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
+    given = parser.parse_args(argv, Namespace(init_channels=None)).init_channels
+    if vars(args).get("max_multiply_adds") is not None and args.resume is None and given is not None:
+        parser.error("--max_multiply_adds chooses the channels, so --init_channels is unused: omit one")
     if "eval" in args and args.eval and args.init_weights:
         parser.error("--eval does not train, so --init_weights is unused: omit one")
     return args

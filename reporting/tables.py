@@ -47,8 +47,10 @@ def format_row(row: dict) -> dict[str, str]:
 def describe_setting(setting: dict | None) -> list[str]:
     if setting is None:
         return []
-    form = "{dataset}, {epochs} epochs, {init_channels} channels, {layers} cells".format
-    return [form(**setting), *(f"{key} {value}" for key, value in setting.items() if key not in MAIN)]
+    channels = setting["init_channels"]  # in words if --max_multiply_adds chose them
+    width = channels if isinstance(channels, str) else f"{channels} channels"
+    form = "{dataset}, {epochs} epochs, {width}, {layers} cells".format
+    return [form(**setting, width=width), *(f"{key} {value}" for key, value in setting.items() if key not in MAIN)]
 
 
 def name_unfinished(row: dict) -> list[str]:
@@ -77,9 +79,13 @@ def grid_for_print(rows: list[dict]) -> tuple[list[list[str]], str]:
 
 
 def as_text(rows: list[dict]) -> str:
-    lines = grid(rows)
+    return align(grid(rows))
+
+
+def align(lines: list[list[str]]) -> str:
+    """A table of these cells for a terminal, the head first."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
 
 
@@ -108,11 +114,23 @@ def as_latex(rows: list[dict]) -> str:
                       r"\end{tabular}", *([f"% {shared}"] if shared else [])])
 
 
+def name_cells(rows: list[dict]) -> dict[str, dict]:
+    """The rows' known cells by name."""
+    return {("one stage of " if row["kind"] == "one stage" else "") + part["name"]: part
+            for row in rows for part in row["cells"] if part["genotype"]}
+
+
 def list_genotypes(rows: list[dict]) -> str:
     """The genotypes of the rows, a line each, in the form of genotype.json."""
-    found = {("one stage of " if row["kind"] == "one stage" else "") + part["name"]: json.dumps(part["genotype"])
-             for row in rows for part in row["cells"] if part["genotype"]}
-    return "\n".join(f"{name}: {genotype}" for name, genotype in found.items())
+    return "\n".join(f"{name}: {json.dumps(part['genotype'])}" for name, part in name_cells(rows).items())
+
+
+def list_mobile(rows: list[dict]) -> list[list[str]]:
+    """What compare.py --max_multiply_adds has found, a line per cell, the head first."""
+    head = ["cell", "mobile setting: channels", "params (M)", "mult-adds (M)"]
+    return [head, *([name, str(found["channels"]), f"{found['parameters'] / 1e6:.2f}",
+                     f"{found['multiply_adds'] / 1e6:.1f}"]
+                    for name, part in name_cells(rows).items() for found in [part["mobile"]])]
 
 
 # ---- figure

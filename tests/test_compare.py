@@ -10,6 +10,7 @@ import pytest
 
 import compare
 import genotypes
+import utils
 from harness import cli
 from harness.log import log
 
@@ -83,6 +84,23 @@ def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):
     assert row["last_accuracy"] == pytest.approx(96.5)
     assert row["best_error"] == pytest.approx(3.0) and row["best_std"] == pytest.approx(0.0)
     assert row["unfinished"] == {"eval-2": "epoch 1/2"}
+
+
+def test_cells_that_a_budget_has_made_as_wide_as_it_allows_are_compared(tmp_path):
+    rows = compare.compare([
+        write_evaluation(tmp_path / f"eval-{i}", [0.0, 90.0 + i], genotypes.load(f"random:{i}"), arch=f"random:{i}",
+                         init_channels=8 + 4 * i, max_multiply_adds=600.0) for i in range(2)])
+    assert [row["n"] for row in rows] == [2]
+    assert "at most 600M multiply-adds, 20 cells" in compare.tables.as_text(rows)
+
+
+@pytest.mark.parametrize("form", [[], ["--markdown"]], ids=["text", "markdown"])
+def test_found_cells_have_a_mobile_network_within_a_budget(form, runs, monkeypatch, capsys):
+    monkeypatch.setattr(utils, "most_channels", lambda make, size, limit: 48 if (size, limit) == (224, 600) else None)
+    run_compare([runs[5], runs[0], *form, "--max_multiply_adds", "600"], monkeypatch)
+    lines = [re.split(r"\s*\|\s*|\s{2,}", line.strip("| ")) for line in capsys.readouterr().out.splitlines()]
+    assert ["PDARTS", "48", "4.94", "557.1"] in lines  # as in the paper: 4.9M, 557M
+    assert ["cell", "mobile setting: channels", "params (M)", "mult-adds (M)"] in lines
 
 
 def test_dealt_cells_share_a_row(tmp_path):

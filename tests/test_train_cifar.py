@@ -30,6 +30,7 @@ from test_weights import missing, no_weights, numbers_for_names, of_a_supernet, 
 import engine
 import genotypes
 import train_cifar
+import utils
 from harness.runs import Run
 from model import NetworkCIFAR
 
@@ -308,6 +309,34 @@ def test_a_genotype_file_with_errors_is_refused_by_name(tmp_path, content, word)
 def test_a_run_directory_of_an_unfinished_search_is_refused(tmp_path):
     (tmp_path / "search").mkdir()
     assert_refused(1, str(tmp_path / "search"), "--arch", tmp_path / "search", save=tmp_path / "runs")
+
+
+# ---- channels within a budget
+
+def test_the_most_channels_within_a_budget_are_trained_logged_and_recorded(images, tmp_path):
+    options = ["--layers", 3, "--device", "cpu", "--epochs", 1, *folder_options(images, tmp_path)]
+    outcome = run("train_cifar.py", *options, "--max_multiply_adds", 0.4)
+    assert outcome.code == 0, outcome
+    channels = json.loads((the_run(tmp_path) / "args.json").read_text())["args"]["init_channels"]
+    counts = [utils.count_multiply_adds(NetworkCIFAR(width, 2, 3, False, genotypes.load("PDARTS")), 8, published=True)
+              for width in (channels, channels + 4)]
+    assert channels % 4 == 0 and counts[0] <= 0.4e6 < counts[1]
+    assert f"{channels} channels" in outcome.err
+    NetworkCIFAR(channels, 2, 3, False, genotypes.load("PDARTS")).load_state_dict(
+        saved(the_run(tmp_path) / "weights.pt"))
+
+
+@pytest.mark.parametrize("channels", [2, 36], ids=["another", "the default"])
+def test_a_budget_excludes_a_number_of_channels(channels, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_cifar.py", "--max_multiply_adds", "9", "--init_channels", str(channels)])
+    with pytest.raises(SystemExit) as exit:
+        train_cifar.parse_args()
+    assert exit.value.code == 2 and "--init_channels is unused: omit one" in capsys.readouterr().err
+
+
+def test_a_budget_that_4_channels_exceed_is_refused(images, tmp_path):
+    outcome = run("train_cifar.py", "--device", "cpu", *folder_options(images, tmp_path), "--max_multiply_adds", 0.01)
+    assert "--max_multiply_adds 0.01" in error_line(outcome, code=1) and not list(tmp_path.iterdir())
 
 
 # ---- other ways to train

@@ -1,4 +1,5 @@
 """Counting what networks have and take, and the memory there is."""
+import functools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,3 +80,33 @@ def test_free_memory_is_what_linux_says_unless_a_container_or_nothing_says_other
     assert utils.free_memory() == 7 * 4096
     monkeypatch.setattr(os, "sysconf_names", {})
     assert utils.free_memory() is None
+
+
+# ---- channels within a budget
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Counting needs neither initial values nor a copy."""
+    for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+    monkeypatch.setattr(utils, "copy", SimpleNamespace(deepcopy=lambda network: network))
+
+
+def test_within_600_million_the_papers_cell_has_the_papers_48_channels(quickly):
+    make = functools.partial(NetworkImageNet, num_classes=1000, layers=14, auxiliary=False,
+                             genotype=genotypes.load("PDARTS"))
+    assert utils.most_channels(make, 224, 600) == 48
+    with torch.device("meta"):
+        found = [utils.count_multiply_adds(make(channels), 224, published=True) for channels in (48, 52)]
+    assert [round(count / 1e6, 1) for count in found] == [557.1, 648.9]
+
+
+def test_a_budget_is_met_exactly_and_not_exceeded(quickly):
+    def make(channels):
+        return NetworkCIFAR(channels, 10, 3, False, genotypes.load("random:0"))
+    with torch.device("meta"):
+        count = utils.count_multiply_adds(make(12), 16, published=True)
+    assert utils.most_channels(make, 16, count / 1e6) == 12
+    assert utils.most_channels(make, 16, (count - 1) / 1e6) == 8
+    with pytest.raises(ValueError, match=r"--max_multiply_adds 0.001 .*4 channels already need .*16x16"):
+        utils.most_channels(make, 16, 0.001)

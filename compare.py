@@ -10,6 +10,7 @@ one evaluation.
 import argparse
 import functools
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ INCIDENTAL = {"arch", "seed", "save", "note", "resume", "workers", "report_freq"
 FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
           "parameters", "multiply_adds", "cell", "setting", "n", "over", "runs", "seeds", "unfinished",
           "evaluation_hours", "last_error", "last_accuracy", "last_std", "best_error", "best_accuracy", "best_std",
-          "difference", "difference_in_std", "cells"]
+          "valid_error", "valid_accuracy", "valid_std", "difference", "difference_in_std", "cells"]
 
 
 # ---- runs
@@ -182,8 +183,12 @@ def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
     if cell["genotype"]:
         part["genotype"] = cell["genotype"]._asdict()
         part["skips"] = cell.get("skips", genotypes.count_skips(cell["genotype"].normal))
-    for which, choose in (("last", lambda accuracies: accuracies[-1]), ("best", max)):
-        part[f"{which}_errors"] = [100 - choose([record["test_acc"] for record in run["metrics"]]) for run in done]
+    for i, which in enumerate(("last", "best")):
+        part[f"{which}_errors"] = [100 - records.test_accuracies(run["metrics"])[i] for run in done]
+    held_out = [run for run in done if records.judged_by(run["metrics"]) == "valid"]
+    part["valid_errors"] = [100 - max(record["valid_acc"] for record in run["metrics"]) for run in held_out]
+    if held_out:  # the command that trains the cell on all images
+        part["retrain"] = re.sub(r" --valid_portion[ =]\S+", "", held_out[0]["command"])
     return part
 
 
@@ -227,8 +232,8 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
            "unfinished": {name: far for part in parts for name, far in part["unfinished"].items()}}
     for key in ("runs", "seeds"):
         row[key] = [value for part in parts for value in part[key]]
-    for which in ("last", "best"):
-        errors = [part[f"{which}_errors"] for part in trained]
+    for which in ("last", "best", "valid"):
+        errors = [errors for part in trained if (errors := part[f"{which}_errors"])]
         errors = [mean(of_cell) for of_cell in errors] if several else sum(errors, [])
         row |= {f"{which}_error": mean(errors), f"{which}_accuracy": 100 - mean(errors) if errors else None,
                 f"{which}_std": statistics.stdev(errors) if len(errors) > 1 else None}
@@ -289,6 +294,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     form.add_argument("--json", action="store_true", help="print all numbers, unrounded, and the genotypes as JSON")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table, for a README")
     form.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs), for a paper")
+    form.add_argument("--choose", action="store_true", help="also print which cells --valid_portion's images prefer")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot the cells' errors as .svg or .png")
     parser.add_argument("--max_multiply_adds", type=cli.number(float, 0), metavar="M",
                         help="also show each cell's widest ImageNet network within M million multiply-adds")
@@ -308,6 +314,8 @@ def main(args: argparse.Namespace) -> None:
         print(tables.as_latex(rows))
     else:
         print(tables.as_text(rows) + "\n\n" + tables.list_genotypes(rows))
+    if args.choose:
+        print("\n" + tables.list_choices(rows))
     if args.max_multiply_adds is not None and not args.json:
         lines = tables.list_mobile(rows)
         print("\n" + (tables.markdown(lines) if args.markdown else tables.align(lines)))

@@ -120,7 +120,7 @@ class Meter:
 @dataclass
 class Best:
     """The best epoch of an evaluation run so far."""
-    best_acc: float = -1.0  # test accuracy, %
+    best_acc: float = -1.0  # test accuracy, %; with --valid_portion validation accuracy
     best_epoch: int | None = None
 
 
@@ -227,6 +227,35 @@ def validate(network: nn.Module, batches, label: str, meter: Meter) -> dict:
     return {"valid_loss": loss, "valid_acc": top1, "seconds": meter.elapsed()}
 
 
+def judge(run: Run, network: nn.Module, valid_batches, test_batches, epoch: int, meter: Meter) -> dict:
+    """Evaluate after an epoch -> the fields that it adds to the record. Both batches: () -> a pass, or the first None.
+
+    As published, on the test set. With held-out images, on these, and only after the last epoch on the test set: with
+    the last weights, and with those of the best epoch.
+    """
+    label = f"epoch {epoch}"
+    if valid_batches is None:
+        return test(network, test_batches(), f"{label} test")
+    found = validate(network, valid_batches(), label, meter)
+    if epoch + 1 == run.args.epochs:
+        found |= test(network, test_batches(), f"{label} test")
+        best_so_far = found["valid_acc"] > max([record["valid_acc"] for record in run.metrics], default=-1.0)
+        found["best_test_acc"] = found["test_acc"] if best_so_far else test_best(run, network, test_batches())
+    return found
+
+
+def test_best(run: Run, network: nn.Module, batches) -> float:
+    """The test accuracy in % of best.pt. The network keeps its weights, also if it is stopped."""
+    last = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        if parallel.rank() == 0:
+            weights.load(str(run.path / "best.pt"), network)
+        parallel.broadcast(network)
+        return test(network, batches, "best.pt test")["test_acc"]
+    finally:
+        network.load_state_dict(last)
+
+
 @torch.no_grad()
 def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, float]:
     """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all ranks."""
@@ -250,22 +279,25 @@ def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, flo
 
 
 def end_epoch(run: Run, network: nn.Module, record: dict) -> None:
-    """Write best.pt if an epoch's test accuracy is the best so far, then the epoch's record and checkpoint."""
+    """Write best.pt if an epoch's accuracy is the best so far, then the epoch's record and checkpoint."""
     weights.check_finite(network, f"epoch {record['epoch']}")
-    if parallel.rank() == 0 and record["test_acc"] > run.state.best_acc:
-        run.state.best_acc, run.state.best_epoch = record["test_acc"], record["epoch"]
+    accuracy = record[f"{records.judged_by([record])}_acc"]
+    if parallel.rank() == 0 and accuracy > run.state.best_acc:
+        run.state.best_acc, run.state.best_epoch = accuracy, record["epoch"]
         weights.save(run.path / "best.pt", network)
     run.end_epoch(record)
 
 
 def report(run: Run, network: nn.Module) -> None:
     """Write the last epoch's weights, draw the run, log its accuracy and the export command."""
-    last, best = run.metrics[-1], run.state
+    (last, best), state = records.test_accuracies(run.metrics), run.state
+    held_out = records.judged_by(run.metrics) == "valid"
+    chosen = f", chosen by its validation accuracy of {state.best_acc:.2f}%" if held_out else ""
     if parallel.rank() == 0:
         weights.save(run.path / "weights.pt", network)
         try_to_draw(run.path)
-    log.info(f"{run.path}: test accuracy last {last['test_acc']:.2f}% (epoch {last['epoch']}, weights.pt), "
-             f"best {best.best_acc:.2f}% (epoch {best.best_epoch}, best.pt); {run.device_hours():.2f} device-hours")
+    log.info(f"{run.path}: test accuracy last {last:.2f}% (epoch {run.metrics[-1]['epoch']}, weights.pt), best "
+             f"{best:.2f}% (epoch {state.best_epoch}, best.pt{chosen}); {run.device_hours():.2f} device-hours")
     command = ["python", "export.py", str(run.path), "--onnx", str(run.path / "network.onnx")]
     log.info(f"export it: {shlex.join(command)}")
 

@@ -106,8 +106,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 def accuracy_of(run_dir: str, path: str) -> float | None:
     """The test accuracy in % that the run has recorded for its weights.pt or best.pt; None for another file."""
     _, metrics = records.read_run(run_dir)
-    accuracies = [record["test_acc"] for record in metrics] or [None]
-    known = {"weights.pt": accuracies[-1], "best.pt": max(accuracies)}
+    known = dict(zip(("weights.pt", "best.pt"), records.test_accuracies(metrics)))
     return next((value for name, value in known.items() if Path(path).resolve() == Path(run_dir, name).resolve()), None)
 
 

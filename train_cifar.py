@@ -21,6 +21,7 @@ from harness import cli, parallel, process, records
 from input_pipeline import load
 from input_pipeline.batches import Batches, eval_batches
 from input_pipeline.sets import DATASETS, as_in_run, describe_set
+from input_pipeline.splits import hold_out
 from model import NetworkCIFAR
 
 
@@ -58,14 +59,22 @@ def main(args: Namespace) -> None:
             channels, len(dataset.classes), args.layers, False, genotype), image_size, args.max_multiply_adds)
     utils.seed_everything(args.seed)
     network = NetworkCIFAR(args.init_channels, len(dataset.classes), args.layers, args.auxiliary, genotype).to(device)
-    test_batches = partial(eval_batches, dataset.test_images, dataset.test_target, args.batch_size, dataset, device,
-                           parallel.rank(), parallel.world_size())
+    def batches_of(images, target):
+        return partial(eval_batches, images, target, args.batch_size, dataset, device, parallel.rank(),
+                       parallel.world_size())
+
+    test_batches = batches_of(dataset.test_images, dataset.test_target)
     if args.eval:
         return engine.test_weights(network, test_batches(), args)
 
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
-    batches = Batches(dataset.train_images, dataset.train_target, args.batch_size, dataset, device,
-                      utils.derive_seed(args.seed), cutout, parallel.rank(), parallel.world_size())
+    train, valid_batches = (dataset.train_images, dataset.train_target), None
+    if args.valid_portion is not None:
+        split = hold_out([*enumerate(dataset.train_target.tolist())], dataset.classes, args.valid_portion)
+        train, held_out = ([part[[i for i, _ in own]] for part in train] for own in split)
+        valid_batches = batches_of(*held_out)
+    batches = Batches(*train, args.batch_size, dataset, device, utils.derive_seed(args.seed), cutout, parallel.rank(),
+                      parallel.world_size())
     run = engine.open_run("eval", network, genotype, describe_set(dataset), args)
     optimizer = utils.sgd(network.parameters(), args.learning_rate, args.momentum, args.weight_decay)
     trained, scaler = engine.prepare(network, args)
@@ -78,7 +87,7 @@ def main(args: Namespace) -> None:
         meter = engine.Meter(f"epoch {epoch}", len(batches), args.report_freq, run.seconds_left)
         with run.epoch(meter):  # on a signal, saves run and meter mid-epoch
             record |= engine.train_one_epoch(trained, batches, optimizer, scaler, epoch, meter, args)
-            record |= engine.test(network, test_batches(), f"epoch {epoch} test")
+            record |= engine.judge(run, network, valid_batches, test_batches, epoch, meter)
         # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
     engine.report(run, network)

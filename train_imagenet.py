@@ -10,6 +10,7 @@ epochs.
 """
 import sys
 from argparse import Namespace
+from functools import partial
 
 sys.path.insert(0, __file__.removesuffix("train_imagenet.py"))  # python -I and -P omit it
 
@@ -73,7 +74,7 @@ def main(args: Namespace) -> None:
         raise ValueError(f"--auxiliary needs --image_size 193 or more, not {args.image_size}: omit it")
     train_loader, val_loader, data = imagenet.loaders(
         args.tmp_data_dir, args.image_size, args.batch_size, args.workers, args.seed, device, parallel.rank(),
-        parallel.world_size(), training=not args.eval)
+        parallel.world_size(), training=not args.eval, valid_portion=args.valid_portion)
     classes = len(data["classes"])
     if args.max_multiply_adds is not None:
         args.init_channels = utils.most_channels(lambda channels: NetworkImageNet(
@@ -85,6 +86,7 @@ def main(args: Namespace) -> None:
         return engine.test_weights(network, val_loader, args)
 
     run = engine.open_run("imagenet", network, genotype, data, args)
+    valid_batches = train_loader.held_out and partial(iter, train_loader.held_out)
     optimizer = utils.sgd(network.parameters(), args.learning_rate, args.momentum, args.weight_decay)
     trained, scaler = engine.prepare(network, args)
     run.keep(network=network, optimizer=optimizer, scaler=scaler)
@@ -97,7 +99,7 @@ def main(args: Namespace) -> None:
         with run.epoch(meter):  # a signal, or a bad image, saves the run and the meter mid-epoch
             imagenet.set_epoch(train_loader, epoch, meter.steps)  # shuffles; skips the steps that the meter has counted
             record |= engine.train_one_epoch(trained, train_loader, optimizer, scaler, epoch, meter, args)
-            record |= engine.test(network, val_loader, f"epoch {epoch} test")
+            record |= engine.judge(run, network, valid_batches, partial(iter, val_loader), epoch, meter)
         # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
     engine.report(run, network)

@@ -104,6 +104,8 @@ def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
     optimization = parser.add_argument_group("optimization").add_argument
     optimization("--epochs", type=number(int, 1), help="passes over the training images")
     add_weight_options(optimization, rate)
+    optimization("--valid_portion", type=number(float, 0, 1),
+                 help="fraction held out to choose best.pt; default: none")
     optimization("--init_weights", metavar="FILE", help="start from these weights; default: random weights")
     add = parser.add_argument_group("testing").add_argument
     add("--eval", action="store_true", help="only test --weights on the test set")

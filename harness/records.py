@@ -26,6 +26,18 @@ def read_run(run_dir) -> tuple[dict, list[dict]]:
         raise ValueError(f"{path} is damaged: --resume the run to rewrite it") from None
 
 
+def judged_by(metrics: list[dict]) -> str:
+    """What chose a training's best epoch: "valid" with --valid_portion, otherwise "test"."""
+    return "valid" if "valid_acc" in metrics[-1] else "test"
+
+
+def test_accuracies(metrics: list[dict]) -> tuple[float | None, float | None]:
+    """The test accuracies in % of a training's weights.pt and best.pt so far; None if they were not tested yet."""
+    if metrics and judged_by(metrics) == "test":
+        return metrics[-1]["test_acc"], max(record["test_acc"] for record in metrics)
+    return tuple(metrics[-1].get(key) for key in ("test_acc", "best_test_acc")) if metrics else (None, None)
+
+
 def read_alphas(run_dir) -> dict[str, numpy.ndarray]:
     """alphas.npz: per stage and cell the alphas (epochs, 14, K) and candidates (14, K). Raises ValueError."""
     try:

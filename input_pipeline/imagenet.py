@@ -14,6 +14,7 @@ from harness.log import log
 from input_pipeline.batches import batch_per_rank, for_convolutions
 from input_pipeline.folders import Folder, digest_names, imagenet_folders, read_image, square
 from input_pipeline.sets import describe
+from input_pipeline.splits import hold_out
 
 STATS = (.485, .456, .406), (.229, .224, .225)
 
@@ -66,6 +67,7 @@ class Loader(DataLoader):
     """
 
     logged = False
+    held_out: "Loader | None" = None  # of a training loader: the images kept for validation
 
     def __init__(self, dataset: ImageFiles, device, **options):
         super().__init__(dataset, **options)
@@ -112,19 +114,23 @@ def open_folders(root: str, image_size: int) -> tuple[Folder, Folder, dict]:
 
 
 def loaders(root: str, image_size: int, batch_size: int, workers: int, seed: int, device, rank: int = 0,
-            world_size: int = 1, training: bool = True) -> tuple[Loader | None, Loader, dict]:
+            world_size: int = 1, training: bool = True, valid_portion: float | None = None
+            ) -> tuple[Loader | None, Loader, dict]:
     """Training and validation loader of ROOT/imagenet or ROOT, and their `sets.describe`; call `set_epoch` every epoch.
 
     `batch_size` is global, over all ranks. Without `training` there is no training loader, and any size is allowed.
-    Raises as `image_folders` and `batch_per_rank`; ImageError names a bad file.
+    With valid_portion, the training loader has a loader `held_out`. Raises as `image_folders`, `batch_per_rank` and
+    `hold_out`; ImageError names a bad file.
     """
     batch = batch_per_rank(batch_size, world_size) if training else max(1, batch_size // world_size)
     train, val, data = open_folders(root, image_size)
     val_loader = eval_loader(val.samples, image_size, batch, workers, device, rank, world_size)
     if not training:
         return None, val_loader, data
-    train_loader = training_loader(train.samples, image_size, batch, workers, seed, device, rank, world_size,
-                                   jitter=True)
+    samples, held_out = hold_out(train.samples, train.classes, valid_portion)
+    train_loader = training_loader(samples, image_size, batch, workers, seed, device, rank, world_size, jitter=True)
+    if held_out:
+        train_loader.held_out = eval_loader(held_out, image_size, batch, workers, device, rank, world_size)
     return train_loader, val_loader, data
 
 

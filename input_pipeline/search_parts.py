@@ -3,7 +3,6 @@ from argparse import Namespace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +12,7 @@ from input_pipeline import imagenet
 from input_pipeline.batches import Batches, batch_per_rank, eval_batches
 from input_pipeline.folders import first_five
 from input_pipeline.sets import DataSet, describe_set, load
-
-Samples = list[tuple[str, int]]  # (path, label)
+from input_pipeline.splits import Samples, split_ends, stratified_split
 
 
 class SearchData(NamedTuple):
@@ -128,40 +126,8 @@ def from_files(args: Namespace, batch_size: int, device: torch.device) -> Search
     return SearchData(weights, alphas, partial(iter, loader), tuple(map(len, splits)), data)
 
 
-def split_ends(count: int, train_portion: float, valid_portion: float | None, what: str) -> tuple[int, int]:
-    """Where the weights' split of `count` images ends, and the alphas' split after it: the rest, or a fraction.
-
-    Raises ValueError, which names the images by `what`, if either split is empty.
-    """
-    n = int(count * train_portion)
-    end = count if valid_portion is None else n + int(count * valid_portion)
-    if not 0 < n < end:
-        option, value = ("--train_portion", train_portion) if valid_portion is None or not n else (
-            "--valid_portion", valid_portion)
-        raise ValueError(f"{option} {value} leaves no image of {what} (it has {count}) for the "
-                         f"{'alphas' if n else 'weights'}: change it, or add images")
-    return n, end
-
-
 def search_split(dataset: DataSet, train_portion: float, valid_portion: float | None = None):
     """Split the training set, in stored order, into (images, target) for the weights and for the alphas."""
     images, target = dataset.train_images, dataset.train_target
     n, end = split_ends(len(images), train_portion, valid_portion, "the training set")
     return (images[:n], target[:n]), (images[n:end], target[n:end])
-
-
-def stratified_split(samples: Samples, classes: list[str], train_portion: float, valid_portion: float | None,
-                     seed: int) -> tuple[Samples, Samples]:
-    """Two disjoint stratified subsets, sampled with `seed`; if valid_portion is None, the second is the rest.
-
-    Raises ValueError if one of them lacks a class.
-    """
-    random, splits, of_class = np.random.default_rng(seed), ([], []), [[] for _ in classes]
-    for sample in samples:
-        of_class[sample[1]].append(sample)
-    for name, own in zip(classes, of_class):
-        n, end = split_ends(len(own), train_portion, valid_portion, f"class {name}")
-        order = random.permutation(len(own))
-        for split, chosen in zip(splits, (order[:n], order[n:end])):
-            split += [own[i] for i in chosen]
-    return splits

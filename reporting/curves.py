@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import genotypes
+from harness import records
 from reporting.cells import color_of, line_style
 from reporting.figures import CELLS
 
@@ -133,10 +134,11 @@ def draw_training(metrics: list[dict]) -> Figure:
     figure = Figure((7.2, 2.3))
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.17, top=0.91, wspace=0.22)
     axes = figure.subplots(1, 3)
-    for color, part, name in zip(CURVES, ("train", "test"), ("training", "test")):
+    judge = records.judged_by(metrics)
+    for color, part, name in zip(CURVES, ("train", judge), ("training", {"valid": "validation"}.get(judge, judge))):
         draw_curve(axes[0], metrics, f"{part}_loss", [0], color=color, label=name)
         draw_curve(axes[1], metrics, f"{part}_acc", [0], color=color, label=name)
-    accuracy = [record["test_acc"] for record in metrics]
+    accuracy = [record[f"{judge}_acc"] for record in metrics]
     for marker, name, i in (("*", "best", accuracy.index(max(accuracy))), ("s", "last", len(accuracy) - 1)):
         axes[1].plot(i, accuracy[i], marker, color="#404040", markersize=7 if marker == "*" else 4, zorder=3,
                      fillstyle="none", label=f"{name} {accuracy[i]:.2f}")

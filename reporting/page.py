@@ -132,7 +132,11 @@ def progress(record: dict, metrics: list[dict]) -> str:
     state = "finished" if done else f"unfinished: {stage}epoch {last['epoch'] + 1} of {epochs}"
     if record["kind"] == "search":
         return state
-    return f"{state}; test accuracy last {last['test_acc']:.2f} %, best {max(row['test_acc'] for row in metrics):.2f} %"
+    found = {"test": records.test_accuracies(metrics)}
+    if records.judged_by(metrics) == "valid":  # best.pt has the best validation accuracy
+        found |= {"validation": (last["valid_acc"], max(row["valid_acc"] for row in metrics))}
+    return "; ".join([state, *(f"{name} accuracy last {both[0]:.2f} %, best {both[1]:.2f} %"
+                               for name, both in found.items() if both[0] is not None)])
 
 
 def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:

@@ -1,5 +1,6 @@
 """The rows of compare.py as tables, for a terminal, a README or a paper, and as a figure."""
 import json
+import statistics
 import textwrap
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def format_row(row: dict) -> dict[str, str]:
             "evaluation (h)": show("evaluation_hours", 2), "n": n,
             "top-1 error, last epoch (%)": error("last"), "vs random (points)": difference("difference", 2),
             "vs random (std)": difference("difference_in_std", 1), "top-1 error, best epoch (%)": error("best"),
+            "validation error, best epoch (%)": error("valid"),
             "unfinished": "; ".join(name_unfinished(row)) or BLANK}
 
 
@@ -123,6 +125,22 @@ def name_cells(rows: list[dict]) -> dict[str, dict]:
 def list_genotypes(rows: list[dict]) -> str:
     """The genotypes of the rows, a line each, in the form of genotype.json."""
     return "\n".join(f"{name}: {json.dumps(part['genotype'])}" for name, part in name_cells(rows).items())
+
+
+def list_choices(rows: list[dict]) -> str:
+    """The cell of each row that validation prefers, its test accuracy, and how to retrain it. Raises ValueError."""
+    lines = []
+    for row in rows:
+        if cells := [part for part in row["cells"] if part["valid_errors"]]:
+            best = min(cells, key=lambda part: statistics.mean(part["valid_errors"]))
+            valid, test = (100 - statistics.mean(best[f"{which}_errors"]) for which in ("valid", "best"))
+            among = statistics.mean(100 - statistics.mean(part["best_errors"]) for part in cells)
+            lines += [f"{row['run'] or row['cell']}: of {len(cells)} cell(s), validation prefers {best['name']}: "
+                      f"validation accuracy {valid:.2f}%, test accuracy {test:.2f}% (mean of all: {among:.2f}%)",
+                      f"  to train it on all images: {best['retrain']}"]
+    if not lines:
+        raise ValueError("--choose: no cell has a finished training with --valid_portion: train the cells with it")
+    return "\n".join(lines)
 
 
 def list_mobile(rows: list[dict]) -> list[list[str]]:

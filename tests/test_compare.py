@@ -86,6 +86,51 @@ def test_a_search_has_its_numbers_and_the_statistics_of_its_evaluations(runs):
     assert row["unfinished"] == {"eval-2": "epoch 1/2"}
 
 
+@pytest.fixture
+def validated(tmp_path) -> list[str]:
+    """Three searches of one kind, each with evaluations of [validation, test accuracy of best.pt] in %, by seed."""
+    runs = []
+    for i, found in enumerate(([(90.0, 80.0), (94.0, 90.0)], [(93.0, 84.0)], [(70.0, 99.0)])):
+        genotype = genotypes.load(f"random:{i}")
+        runs.append(write_search(tmp_path / f"search-{i}", i, genotype))
+        for seed, (valid, test) in enumerate(found):
+            run_dir = tmp_path / f"eval-{i}-{seed}"
+            runs.append(write_evaluation(run_dir, [0.0, 1.0], genotype, seed=seed, valid_portion=0.1))
+            records = [{"epoch": 0, "seconds": 1.0, "valid_acc": valid},
+                       {"epoch": 1, "seconds": 1.0, "valid_acc": valid - 1, "test_acc": 50.0, "best_test_acc": test}]
+            (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            record = json.loads((run_dir / "args.json").read_text())
+            command = f"python train_cifar.py --arch 'a b' --valid_portion 0.1 --seed {seed} --note {i}"
+            (run_dir / "args.json").write_text(json.dumps(record | {"command": command}))
+    return runs
+
+
+def test_validation_has_a_column_beside_the_tests(validated):
+    row, = compare.compare(validated)
+    assert row["valid_error"] == pytest.approx((8 + 7 + 30) / 3)
+    assert row["best_error"] == pytest.approx((15 + 16 + 1) / 3)
+    assert row["last_error"] == 50
+    line = compare.tables.format_row(row)
+    assert line["validation error, best epoch (%)"] == "15.00 ± 13.00"
+    assert line["top-1 error, best epoch (%)"].startswith("10.67")
+
+
+def test_the_cell_that_validation_prefers_is_named_with_its_test_accuracy_and_how_to_retrain_it(
+        validated, monkeypatch, capsys):
+    """By the mean over its evaluations: 93 of search-1, rather than the 94 of one run of search-0."""
+    run_compare([*validated, "--choose"], monkeypatch)
+    text = capsys.readouterr().out
+    assert "P-DARTS: of 3 cell(s), validation prefers search-1: " in text
+    assert "validation accuracy 93.00%, test accuracy 84.00% (mean of all: 89.33%)" in text  # (85 + 84 + 99) / 3
+    assert "on all images: python train_cifar.py --arch 'a b' --seed 0 --note 1\n" in text
+
+
+def test_choosing_needs_runs_with_validation(runs, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_compare([*runs, "--choose"], monkeypatch)
+    assert exit.value.code == 1 and "--valid_portion" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_cells_that_a_budget_has_made_as_wide_as_it_allows_are_compared(tmp_path):
     rows = compare.compare([
         write_evaluation(tmp_path / f"eval-{i}", [0.0, 90.0 + i], genotypes.load(f"random:{i}"), arch=f"random:{i}",

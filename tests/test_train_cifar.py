@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from scripts import (
     MEASURED,
     ROOT,
     behind,
+    by_hand,
     epochs_done,
     error_line,
     figures,
@@ -22,6 +24,7 @@ from scripts import (
     snapshot,
     start,
     the_run,
+    together,
     write_images,
 )
 from test_train_search import ANY_CIFAR, write_cifar
@@ -32,6 +35,7 @@ import genotypes
 import train_cifar
 import utils
 from harness.runs import Run
+from input_pipeline import load
 from model import NetworkCIFAR
 
 EPOCHS = 6  # of the runs on images()
@@ -238,6 +242,100 @@ def test_eval_refuses_other_weights_with_one_line_and_status_1(make, tmp_path):
     message = error_line(outcome, code=1)
     assert word in message and MEND.search(message) or word == "no such file"
     assert outcome.err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+# ---- the best epoch chosen by images that are held out
+
+@pytest.fixture(scope="module")
+def held_out(images, tmp_path_factory):
+    """A run that keeps a quarter of images() for validation, stopped once; and the same run with two ranks."""
+    def save(name):
+        return tmp_path_factory.mktemp(name)
+    options = [*TINY, "--epochs", 3, "--seed", 4, "--valid_portion", 0.25]
+    calm, late, two = save("calm"), save("late"), save("two")
+    assert run("train_cifar.py", *options, *folder_options(images, calm)).code == 0
+    script = start("train_cifar.py", *options, *folder_options(images, late))
+    script.wait_until(lambda: any(late.iterdir()) and epochs_done(the_run(late)) >= 2)
+    script.signal(signal.SIGTERM)
+    if script.wait().code:
+        assert run("train_cifar.py", "--resume", the_run(late)).code == 0
+    ends = together("train_cifar.py", *options, *folder_options(images, two), environments=by_hand(2))
+    assert [outcome.code for outcome in ends] == [0, 0], ends
+    return the_run(calm), the_run(late), the_run(two)
+
+
+def test_every_record_has_validation_and_only_the_last_one_the_test(held_out):
+    for run_dir in held_out[::2]:
+        *records, last = metrics(run_dir)
+        assert all("valid_acc" in record and "valid_loss" in record and "test_acc" not in record for record in records)
+        assert {"valid_acc", "test_acc", "test_loss", "test_acc_top5", "best_test_acc"} <= set(last)
+        for record in [*records, last]:  # of 3 images per class
+            assert record["valid_acc"] * 6 / 100 == pytest.approx(round(record["valid_acc"] * 6 / 100))
+
+
+def test_what_was_stopped_ends_as_what_was_not(held_out):
+    calm, late, _ = held_out
+    assert_same_result(late, calm)
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["one process", "two"])
+def test_the_last_record_has_the_test_accuracy_of_both_weights(which, held_out, images):
+    run_dir = held_out[which]
+    last = metrics(run_dir)[-1]
+    for name, key in (("weights.pt", "test_acc"), ("best.pt", "best_test_acc")):
+        outcome = run("train_cifar.py", *TINY, *folder_options(images, run_dir), "--eval", "--weights", run_dir / name)
+        assert f"{last[key]:.2f}% test accuracy" in outcome.err, outcome
+
+
+def test_best_epoch_is_validations_and_the_test_set_is_opened_once(monkeypatch, tmp_path):
+    """Accuracies are made up: what is evaluated, by which weights, and which are the best."""
+    evaluated = []
+    network = torch.nn.Linear(1, 1)
+    kept = SimpleNamespace(args=SimpleNamespace(epochs=4), path=tmp_path, metrics=[],
+                           state=engine.Best(), end_epoch=lambda record: kept.metrics.append(record))
+    accuracies = {"valid": iter((50.0, 80.0, 80.0, 70.0)), "test": iter((60.0, 61.0))}
+
+    def evaluate(network, batches, label):
+        evaluated.append((batches, network.weight.item()))
+        return 1.0, next(accuracies[batches]), 100.0
+
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    meter = SimpleNamespace(elapsed=lambda: 1.0)
+    for epoch in range(4):
+        network.weight.data.fill_(epoch)
+        record = {"epoch": epoch} | engine.judge(kept, network, lambda: "valid", lambda: "test", epoch, meter)
+        engine.end_epoch(kept, network, record)
+    assert evaluated == [("valid", 0), ("valid", 1), ("valid", 2), ("valid", 3), ("test", 3), ("test", 1)]
+    assert network.weight.item() == 3  # the last weights are kept
+    assert (kept.state.best_epoch, kept.state.best_acc) == (1, 80)
+    assert (kept.metrics[-1]["test_acc"], kept.metrics[-1]["best_test_acc"]) == (60, 61)
+
+
+def test_the_held_out_images_are_neither_trained_on_nor_changed_by_the_seed(monkeypatch, tmp_path):
+    found = []
+    for name in ("log_start", "train_one_epoch", "end_epoch", "report"):
+        monkeypatch.setattr(engine, name, lambda *args: {})
+    monkeypatch.setattr(engine, "judge", lambda run, network, valid, test, *rest: found.append(
+        (run.parts["batches"].images, torch.cat([images for images, _ in valid()]))) or {})
+    monkeypatch.setattr(Run, "open", lambda kind, args, device, state: Run(kind, tmp_path, args, device, state))
+    for seed in "12":
+        monkeypatch.setattr("sys.argv", ["train_cifar.py", *map(str, ONCE), "--valid_portion", ".1", "--seed", seed])
+        train_cifar.main(train_cifar.parse_args())
+    (train, first), (_, second) = found
+    assert torch.equal(first, second)
+    everything = load("digits", "").train_images
+    assert len(train) + len(first) == len(everything) and 120 <= len(first) <= 129
+    # Together they are the training set: nothing is in both (equal digits are told apart by counting them).
+    scale = (first[:, :1] - first.min()) / (first.max() - first.min()) * 255
+    both = torch.cat([train, scale.round().to(torch.uint8)])
+    assert torch.equal(both.flatten(1).unique(dim=0, return_counts=True)[1],
+                       everything.flatten(1).unique(dim=0, return_counts=True)[1])
+
+
+def test_a_portion_that_leaves_a_class_without_an_image_is_refused(images, tmp_path):
+    outcome = run("train_cifar.py", *ONCE, *folder_options(images, tmp_path), "--valid_portion", 0.05)
+    assert "--valid_portion 0.05 leaves no image of class bear (it has 12)" in error_line(outcome, code=1)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- which cell

@@ -35,6 +35,7 @@ import engine
 import genotypes
 import train_imagenet
 from harness.runs import Run
+from input_pipeline import imagenet
 from model import NetworkImageNet
 
 SCRIPT = "train_imagenet.py"
@@ -221,6 +222,34 @@ def assert_same_result(run_dir, expected):
         assert list(one) == list(other) and all(torch.equal(one[key], other[key]) for key in one), name
     assert (run_dir / "genotype.json").read_bytes() == (expected / "genotype.json").read_bytes()
     assert not list(run_dir.glob("*.tmp"))
+
+
+# ---- the best epoch chosen by images that are held out
+
+def test_a_fraction_of_the_image_files_is_held_out(images, tmp_path):
+    outcome = run(SCRIPT, *options_for(images, tmp_path), "--valid_portion", 0.25)
+    assert outcome.code == 0, outcome
+    *records, last = metrics(the_run(tmp_path))
+    assert all("valid_acc" in record and "test_acc" not in record for record in records)
+    for record in [*records, last]:  # one of the images of each of 3 classes
+        assert record["valid_acc"] * 3 / 100 == pytest.approx(round(record["valid_acc"] * 3 / 100))
+    best = max(record["valid_acc"] for record in [*records, last])
+    assert f"chosen by its validation accuracy of {best:.2f}%" in outcome.err
+    assert f"last {last['test_acc']:.2f}%" in outcome.err and f"best {last['best_test_acc']:.2f}%" in outcome.err
+    assert f"validation accuracy last {last['valid_acc']:.2f} %" in (the_run(tmp_path) / "report.html").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_held_out_files_are_read_without_augmentation_and_never_trained_on(ranks, images):
+    def loaders(rank, portion=0.25):
+        return imagenet.loaders(str(images), 32, 4, 0, 7, "cpu", rank, ranks, valid_portion=portion)
+    parts = [loaders(rank)[0] for rank in range(ranks)]
+    everything = loaders(0, None)[0].dataset.samples
+    trained = parts[0].dataset.samples
+    held_out = [sample for part in parts for sample in part.held_out.dataset.samples]
+    assert sorted(held_out + trained) == everything and [label for _, label in sorted(held_out)] == [0, 1, 2]
+    first, again = ([batch for batch, _ in parts[0].held_out] for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again))
 
 
 # ---- what a run leaves

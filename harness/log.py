@@ -23,7 +23,8 @@ def log_to_screen(level: int):
         yield
     finally:
         for handler in set(log.handlers) - set(before[0]):
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk: what is left of the log is lost
+                handler.close()
         log.handlers[:], log.level = before
 
 

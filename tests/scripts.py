@@ -28,6 +28,8 @@ from torch import nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import genotypes  # noqa: E402
+import progressive  # noqa: E402
 import utils  # noqa: E402
 from reporting import cells  # noqa: E402
 
@@ -110,6 +112,15 @@ def figures() -> None:
     """Draw whole figures, but save sketches of them; count quickly."""
     Figure.savefig = sketch
     count_quickly()
+
+
+def compile_quickly() -> None:
+    """Sketch; compile with a backend that needs no C++ compiler; search only the last stage, among 3 operations."""
+    sketches()
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    last_stage = progressive.Stage(1, layers=1, channels=2, num_candidates=3, num_drop=0, skip_dropout=0.4)
+    progressive.stage_table = lambda *_: [last_stage]
+    genotypes.PRIMITIVES = ["skip_connect", "sep_conv_3x3", "dil_conv_3x3"]
 
 
 def forget() -> None:
@@ -220,10 +231,10 @@ def by_hand(count: int) -> list[dict]:
              "MASTER_PORT": port} for i in range(count)]
 
 
-def together(script, *options, environments, cwd=None):
+def together(script, *options, environments, cwd=None, change=None, timeout: float = 100):
     """How the processes of one command line ended."""
-    running = [start(script, *options, env=environment, cwd=cwd) for environment in environments]
-    return [process.wait() for process in running]
+    running = [start(script, *options, env=environment, cwd=cwd, change=change) for environment in environments]
+    return [process.wait(timeout) for process in running]
 
 
 def children(pid: int) -> list[int]:

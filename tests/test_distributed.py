@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT, by_hand, children, metrics, the_run, together
+from scripts import ROOT, by_hand, children, compile_quickly, metrics, the_run, together, write_images
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SKETCHING = str(ROOT / "tests" / "scripts.py")
@@ -32,6 +32,29 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     for name, grad in one.items():
         assert torch.equal(first[name], second[name]), name  # all ranks hold the same
         torch.testing.assert_close(first[name], grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+# More than 1 MiB of weights: DDP averages the gradients in several buckets.
+COMPILED = {
+    "train_search.py": ["--epochs", "2", "--warmup_epochs", "1"],
+    "train_cifar.py": ["--init_channels", "128", "--layers", "1", "--epochs", "2", "--drop_path_prob", "0.3"],
+    "train_imagenet.py": ["--init_channels", "128", "--layers", "1", "--epochs", "2", "--drop_path_prob", "0.3",
+                          "--image_size", "32", "--workers", "0", "--lr_scheduler", "cosine"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", COMPILED)
+def test_two_compiled_processes_train_for_two_epochs(script, tmp_path):
+    """In the second epoch the drop path probability becomes a variable, on which DDP's graph splitter fails."""
+    images = write_images(tmp_path / "images", val=1)
+    options = [*COMPILED[script], "--compile", "--tmp_data_dir", images, "--batch_size", 8, "--save", tmp_path / "runs"]
+    if script != "train_imagenet.py":
+        options += ["--dataset", "folder", "--image_size", 8]
+    for outcome in together(script, *options, environments=by_hand(2), change=compile_quickly, timeout=600):
+        assert outcome.code == 0, outcome.err
+    records = metrics(the_run(tmp_path / "runs"))
+    assert len(records) == 2 and all(record["compile_seconds"] > 0 for record in records)
 
 
 @pytest.fixture(scope="module", params=TINY)

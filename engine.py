@@ -24,7 +24,9 @@ from harness.log import log
 from harness.process import change
 from harness.runs import Run, in_words
 from input_pipeline.folders import ImageError
+from reporting import classes as per_class
 from reporting.page import try_to_draw
+from reporting.tables import align
 
 
 def cosine(high: float, low: float, epoch: int, epochs: int) -> float:
@@ -212,9 +214,9 @@ def train_one_epoch(network: nn.Module, batches, optimizer: torch.optim.Optimize
     return {"train_loss": loss, "train_acc": top1, **meter.timing, "peak_memory_mb": utils.peak_memory_mb(device)}
 
 
-def test(network: nn.Module, batches, label: str) -> dict:
-    """Evaluate on the test set -> the fields that it adds to an epoch's record."""
-    loss, top1, top5 = evaluate(network, batches, label)
+def test(network: nn.Module, batches, label: str, rows: list | None = None) -> dict:
+    """Evaluate on the test set -> the fields that it adds to an epoch's record; rows: see `evaluate`."""
+    loss, top1, top5 = evaluate(network, batches, label, *([] if rows is None else [rows]))
     return {"test_loss": loss, "test_acc": top1, "test_acc_top5": top5}
 
 
@@ -257,8 +259,11 @@ def test_best(run: Run, network: nn.Module, batches) -> float:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, float]:
-    """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all ranks."""
+def evaluate(network: nn.Module, batches, label: str, rows: list | None = None) -> tuple[float, float, float]:
+    """The network's (loss, top-1 %, top-5 %) on (images (B, 3, H, W), target (B,)) batches, over all ranks.
+
+    rows: a list to extend by each batch's (B, 3) classes, predicted classes and their probabilities, of this rank.
+    """
     network.eval()
     device = network.classifier.weight.device
     meter = Meter(label, steps=None, report_freq=1000)
@@ -271,6 +276,8 @@ def evaluate(network: nn.Module, batches, label: str) -> tuple[float, float, flo
             logits = logits[0] if isinstance(logits, tuple) else logits
             # Every sample counts once: the meter sums over samples and, when it finishes, over ranks.
             meter.update(F.cross_entropy(logits, target), logits, target)
+            if rows is not None:
+                rows.append(torch.stack([part.float() for part in (target, *logits.softmax(1).max(1)[::-1])], 1))
     except ImageError as caught:
         error = caught
     parallel.stop_if_failed(error)  # a rank with a bad image stops all, after the others' last batches
@@ -288,13 +295,26 @@ def end_epoch(run: Run, network: nn.Module, record: dict) -> None:
     run.end_epoch(record)
 
 
-def report(run: Run, network: nn.Module) -> None:
-    """Write the last epoch's weights, draw the run, log its accuracy and the export command."""
+def predict(network: nn.Module, batches) -> tuple[dict, Tensor]:
+    """The fields of `test`, and each test image's class, prediction and probability, (N, 3), in stored order."""
+    found = test(network, batches, "test", rows := [torch.empty(0, 3)])
+    return found, parallel.gather(torch.cat([part.cpu() for part in rows]))
+
+
+def report(run: Run, network: nn.Module, batches, classes: list[str], files, picture) -> None:
+    """Write the last epoch's weights and its predictions, draw the run, log its accuracy and the export command.
+
+    files, picture: see `reporting.classes.write`.
+    """
     (last, best), state = records.test_accuracies(run.metrics), run.state
     held_out = records.judged_by(run.metrics) == "valid"
     chosen = f", chosen by its validation accuracy of {state.best_acc:.2f}%" if held_out else ""
     if parallel.rank() == 0:
         weights.save(run.path / "weights.pt", network)
+    _, rows = predict(network, batches)
+    if parallel.rank() == 0:
+        if measured := per_class.write(run.path, classes, files, picture, rows.tolist()):
+            log.info(f"balanced: {measured['balanced_accuracy']:.2f}% (mean of the classes, weights.pt)")
         try_to_draw(run.path)
     log.info(f"{run.path}: test accuracy last {last:.2f}% (epoch {run.metrics[-1]['epoch']}, weights.pt), best "
              f"{best:.2f}% (epoch {state.best_epoch}, best.pt{chosen}); {run.device_hours():.2f} device-hours")
@@ -302,8 +322,15 @@ def report(run: Run, network: nn.Module) -> None:
     log.info(f"export it: {shlex.join(command)}")
 
 
-def test_weights(network: nn.Module, batches, args) -> None:
-    """Implements --eval: log the test accuracy of --weights. Raises ValueError if they do not match the network."""
+def test_weights(network: nn.Module, batches, args, classes: list[str], files) -> None:
+    """Implements --eval: log the test accuracy of --weights, by class, too, and write --predictions.
+
+    Raises ValueError if the weights do not match the network, OSError if the file can't be written.
+    """
     weights.load(args.weights, network)
-    log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(
-        **test(network, batches, "test")))
+    found, rows = predict(network, batches)
+    log.info("{test_acc:.2f}% test accuracy, {test_acc_top5:.2f}% top-5, loss {test_loss:.4f}".format(**found))
+    if parallel.rank() == 0 and len(classes) <= per_class.MOST_CLASSES:
+        print(align(per_class.tabulate(per_class.measure(classes, rows.tolist()))))
+    if parallel.rank() == 0 and args.predictions:
+        per_class.write_predictions(Path(args.predictions), classes, files, rows.tolist())

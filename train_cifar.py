@@ -64,8 +64,9 @@ def main(args: Namespace) -> None:
                        parallel.world_size())
 
     test_batches = batches_of(dataset.test_images, dataset.test_target)
+    files = dataset.test_files or range(len(dataset.test_target))
     if args.eval:
-        return engine.test_weights(network, test_batches(), args)
+        return engine.test_weights(network, test_batches(), args, dataset.classes, files)
 
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     train, valid_batches = (dataset.train_images, dataset.train_target), None
@@ -90,7 +91,7 @@ def main(args: Namespace) -> None:
             record |= engine.judge(run, network, valid_batches, test_batches, epoch, meter)
         # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
-    engine.report(run, network)
+    engine.report(run, network, test_batches(), dataset.classes, files, dataset.test_images.__getitem__)
 
 
 def check_size(args: Namespace, image_size: int) -> None:

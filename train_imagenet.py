@@ -81,9 +81,10 @@ def main(args: Namespace) -> None:
             channels, classes, args.layers, False, genotype), args.image_size, args.max_multiply_adds)
     utils.seed_everything(args.seed)
     network = NetworkImageNet(args.init_channels, classes, args.layers, args.auxiliary, genotype).to(device)
+    files = [path for path, _ in val_loader.of_all_ranks.samples]
     if args.eval:
         records.use_data(args.weights, data)
-        return engine.test_weights(network, val_loader, args)
+        return engine.test_weights(network, val_loader, args, data["classes"], files)
 
     run = engine.open_run("imagenet", network, genotype, data, args)
     valid_batches = train_loader.held_out and partial(iter, train_loader.held_out)
@@ -102,7 +103,7 @@ def main(args: Namespace) -> None:
             record |= engine.judge(run, network, valid_batches, partial(iter, val_loader), epoch, meter)
         # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
-    engine.report(run, network)
+    engine.report(run, network, val_loader, data["classes"], files, lambda i: val_loader.of_all_ranks[i][0])
 
 
 if __name__ == "__main__":

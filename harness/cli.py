@@ -110,6 +110,7 @@ def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
     add = parser.add_argument_group("testing").add_argument
     add("--eval", action="store_true", help="only test --weights on the test set")
     add("--weights", help="state_dict, or checkpoint with one, for --eval; default: none")
+    add("--predictions", metavar="FILE", help="CSV file that --eval writes, a line per image; default: none")
     return optimization
 
 
@@ -160,6 +161,8 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
     given = parser.parse_args(argv, Namespace(init_channels=None)).init_channels
     if vars(args).get("max_multiply_adds") is not None and args.resume is None and given is not None:
         parser.error("--max_multiply_adds chooses the channels, so --init_channels is unused: omit one")
+    if "eval" in args and args.predictions and not args.eval:
+        parser.error("--predictions goes with --eval: a training run writes predictions.csv without it")
     if "eval" in args and args.eval and args.init_weights:
         parser.error("--eval does not train, so --init_weights is unused: omit one")
     return args

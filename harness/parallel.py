@@ -155,6 +155,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather(rows: Tensor) -> Tensor:
+    """All ranks' rows, on the CPU, in stored order: rank r of n has the rows r, r + n, and so on."""
+    parts = [rows.cpu()] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(parts, rows.cpu())
+    together = torch.empty(sum(map(len, parts)), *rows.shape[1:])
+    for r, part in enumerate(parts):
+        together[r::len(parts)] = part
+    return together
+
+
 def average_gradients(parameters) -> None:
     """Replace every gradient by its mean over the ranks, in one message."""
     if dist.is_initialized():

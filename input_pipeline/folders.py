@@ -239,8 +239,8 @@ def first_five(names) -> str:
 
 # ---- whole folders in memory
 
-def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str], str]:
-    """Training images (N, 3, size, size) uint8 and labels (N,), the same of validation, class names, names' digest.
+def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str], str, list[str]]:
+    """Training images (N, 3, size, size) uint8 and labels (N,), and of validation, classes, digest, validation's files.
 
     Training images are shuffled with a fixed seed. Raises as `image_folders`; ImageError for a bad file; ValueError
     if the images exceed the free memory.
@@ -258,7 +258,7 @@ def read_folder(root: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, l
         transparent += count
     if transparent:
         log.info(f"{transparent} of {sum(map(len, splits))} images had transparency: composited on white")
-    return *parts, train.classes, digest_names(train, val)
+    return *parts, train.classes, digest_names(train, val), [path for path, _ in val.samples]
 
 
 def _read_all(paths: list[str], size: int, label: str) -> tuple[Tensor, int]:

@@ -165,9 +165,11 @@ def eval_loader(samples: list[tuple[str, int]], image_size: int, batch_size: int
 
     persistent: whether the workers wait for the next pass.
     """
-    files = ImageFiles(samples[rank::world_size], partial(square, resize=resize_side(image_size), crop=image_size))
-    return Loader(files, device, batch_size=batch_size, persistent_workers=persistent and workers > 0,
-                  **_workers(workers, device))
+    cut = partial(square, resize=resize_side(image_size), crop=image_size)
+    loader = Loader(ImageFiles(samples[rank::world_size], cut), device, batch_size=batch_size,
+                    persistent_workers=persistent and workers > 0, **_workers(workers, device))
+    loader.of_all_ranks = ImageFiles(samples, cut)
+    return loader
 
 
 def _workers(workers: int, device) -> dict:

@@ -33,6 +33,7 @@ class DataSet(NamedTuple):
     flip: bool  # whether a horizontally flipped image keeps its label
     resize: int | None = None  # see `describe`
     digest: str | None = None  # of the file names of a folder, otherwise of the stored images and labels
+    test_files: list[str] | None = None  # of a folder
 
 
 def load(name: str, root: str, image_size: int | None = None) -> DataSet:
@@ -52,9 +53,9 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
         parts = read_torchvision(name, root)
     else:
         parts = read_folder(root, image_size or 32)
-    train, train_target, test, test_target, classes, *digest = parts
-    digest = digest or [hashlib.sha256(b"".join(hashlib.sha256(part.contiguous().numpy()).digest()
-                                                for part in parts[:4])).hexdigest()]
+    train, train_target, test, test_target, classes, *more = parts
+    more = more or [hashlib.sha256(b"".join(hashlib.sha256(part.contiguous().numpy()).digest()
+                                              for part in parts[:4])).hexdigest()]
     resize = image_size or train.shape[-1]
     if name == "fashion_mnist" and image_size in (None, 32):
         resize = 28
@@ -70,7 +71,7 @@ def load(name: str, root: str, image_size: int | None = None) -> DataSet:
         mean, std = tuple(m.item() for _, m in stats), tuple(s.item() or 1. for s, _ in stats)
     flip = name not in ("digits", "svhn")
     targets = train_target.long(), test_target.long()
-    return DataSet(train, targets[0], test, targets[1], list(classes), mean, std, flip, resize, *digest)
+    return DataSet(train, targets[0], test, targets[1], list(classes), mean, std, flip, resize, *more)
 
 
 def describe(classes: list[str], mean, std, image_size: int, resize: int, labels=(), digest: str = "") -> dict:

@@ -12,6 +12,7 @@ from genotypes import Genotype
 from harness import records
 from harness.files import replace_file
 from harness.log import log
+from reporting import classes
 from reporting.figures import CELLS, save_figure, style
 
 CITATION = """\
@@ -37,6 +38,12 @@ figure img {{ max-width: 100%; }}
 figcaption {{ color: #555; }}
 table {{ border-collapse: collapse; }}
 th, td {{ text-align: left; padding: 0.25em 1.2em 0.25em 0; border-bottom: 1px solid #ddd; }}
+@media (prefers-color-scheme: dark) {{
+  body {{ background: #181818; color: #ddd; }}
+  pre {{ background: #262626; }}
+  figcaption {{ color: #aaa; }}
+  th, td {{ border-color: #444; }}
+}}
 </style>
 </head>
 <body>
@@ -87,6 +94,7 @@ def draw_run(run_dir, out=None) -> Path:
     elif metrics:
         save_figure(curves.draw_training(metrics), folder / "curves")
         figures["Training"] = folder / "curves.svg"
+        figures |= classes.draw(run_dir, folder)
     text = NOT_IN_HTML.sub("", page(run_dir, out, record, metrics, figures))
     replace_file(out / "report.html", text.encode(errors="backslashreplace"))  # a path's bytes need not be UTF-8
     return out / "report.html"
@@ -113,6 +121,9 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], figures: d
     body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
     if (run_dir / "genotypes.json").exists():
         body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
+    if (run_dir / "classes.json").exists():
+        head, *rows = classes.tabulate(json.loads((run_dir / "classes.json").read_text()))
+        body += ["<h2>Classes</h2>", "<p>Of the test set, by the weights of the last epoch.</p>", table(rows, head)]
     body += describe_choices(metrics) + ["<h2>Figures</h2>"]
     for caption, path in figures.items():
         data = base64.b64encode(path.read_bytes()).decode()

@@ -6,6 +6,7 @@ import xml.etree.ElementTree  # noqa: F401
 from pathlib import Path
 
 import sklearn.datasets  # noqa: F401
+import sklearn.metrics  # noqa: F401
 import sklearn.model_selection  # noqa: F401
 import torch._dynamo  # noqa: F401
 import torch.utils.data  # noqa: F401

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 
 import compare
 import genotypes
@@ -426,3 +427,24 @@ def test_damaged_sizes_are_named(content, tmp_path):
 def test_the_script_starts(runs):
     done = subprocess.run([sys.executable, ROOT / "compare.py", *runs], capture_output=True, text=True)
     assert done.returncode == 0 and "search-a_1" in done.stdout and done.stderr == ""
+
+
+# ---- which search to retrain
+
+def test_on_digits_two_small_searches_are_searched_trained_and_chosen_from(tmp_path):
+    tiny = ["--device", "cpu", "--save", tmp_path / "runs", "--layers", 2, "--batch_size", 300]
+    for seed in (1, 2):
+        outcome = scripts.run("train_search.py", *tiny, "--init_channels", 2, "--add_layers", 0, "--add_layers", 0,
+                              "--epochs", 2, "--warmup_epochs", 1, "--seed", seed, "--note", seed)
+        assert outcome.code == 0, outcome
+        search, = (tmp_path / "runs").glob(f"search-{seed}-*")
+        outcome = scripts.run("train_cifar.py", *tiny, "--init_channels", 4, "--epochs", 3, "--drop_path_prob", 0,
+                              "--arch", search, "--valid_portion", 0.2, "--note", seed)
+        assert outcome.code == 0, outcome
+    outcome = scripts.run("compare.py", *(tmp_path / "runs").iterdir(), "--choose")
+    assert outcome.code == 0, outcome
+    valid = {run_dir.name: max(record["valid_acc"] for record in scripts.metrics(run_dir))
+             for run_dir in (tmp_path / "runs").glob("eval-*")}
+    chosen = re.search(r"of 2 cell\(s\), validation prefers search-(\d)-.*: validation accuracy (\S+)%", outcome.out)
+    assert chosen[2] == f"{max(valid.values()):.2f}" and f"eval-{chosen[1]}-" in max(valid, key=valid.get)
+    assert "validation error, best epoch (%)" in outcome.out and "top-1 error, best epoch (%)" in outcome.out

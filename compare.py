@@ -35,13 +35,17 @@ FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device",
 
 # ---- runs
 
-def read_run(run_dir: str) -> dict:
-    """A run directory's content: the entries of args.json, name, path, metrics and genotype. Raises ValueError."""
+def read_run(run_dir: str, *needed: str) -> dict:
+    """A run directory's content: the entries of args.json, name, path, metrics and genotype.
+
+    needed: more entries than `state` and `hours` need, see `records.read_run`. Raises ValueError.
+    """
     path = Path(run_dir)
-    record, metrics = records.read_run(path)
-    genotype = genotypes.load(run_dir) if (path / "genotype.json").exists() else None
-    missing = {"stem": "cifar"} if record["kind"] == "search" else {"dataset": "imagenet"}  # older runs; no option
-    args = missing | {key: value for key, value in record["args"].items() if value is not None}
+    record, metrics = records.read_run(path, "device", "processes", "dataset", "epochs", "seed", "arch", "stage",
+                                       "epoch", "seconds", "test_acc", *needed)
+    genotype = genotypes.load_file(path) if (path / "genotype.json").exists() else None
+    args = records.OLD_MEANING[record["kind"]] | record["args"]
+    args = {key: value for key, value in args.items() if value is not None}
     if limit := args.pop("max_multiply_adds", None):  # it chose the channels, which differ between cells
         args["init_channels"] = f"at most {limit:g}M multiply-adds"
     folder = args.pop("tmp_data_dir", "")
@@ -64,13 +68,14 @@ def trained(search: dict, evaluation: dict) -> bool:
     """Whether an evaluation run trained this search's cell; decided by --arch until both have written their cells."""
     if search["genotype"] and evaluation["genotype"]:
         return search["genotype"] == evaluation["genotype"]
-    return Path(evaluation["args"]["arch"]).resolve() == search["path"].resolve()
+    arch = evaluation["args"]["arch"]
+    return arch not in genotypes.PUBLISHED and Path(arch).resolve() == search["path"].resolve()
 
 
 def hours(run: dict, stages=(1, 2, 3)) -> float:
     """The device-hours of a run, or of some stages of a search."""
-    seconds = sum(record["seconds"] for record in run["metrics"] if record.get("stage", 1) in stages)
-    return seconds * run["processes"] / 3600
+    rows = [record for record in run["metrics"] if record.get("stage", 1) in stages]
+    return records.device_hours(rows, run["processes"])
 
 
 def differing(runs: list[dict], dataset: str) -> list[str]:
@@ -125,19 +130,15 @@ def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> di
 
 def read_sizes(search: dict) -> dict:
     """The sizes of a search's cell in genotypes.json, and the unrestricted cell's skip-connects. Raises ValueError."""
-    path = search["path"] / "genotypes.json"
-    try:
-        table = json.loads(path.read_text())
-        chosen = next((entry for entry in table if genotypes.parse(entry["genotype"]) == search["genotype"]), {})
-        return {"found_skips": next((entry["skips"] for entry in table if entry["max_skip"] is None), None),
-                **{key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}}
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged: --resume {search['path']} writes it again") from None
+    table = genotypes.load_table(search["path"])
+    chosen = next((row for row in table if row["genotype"] == search["genotype"]), {})
+    return {"found_skips": next((row["skips"] for row in table if row["max_skip"] is None), None),
+            **{key: chosen.get(key) for key in ("skips", "parameters", "multiply_adds")}}
 
 
 def other_cell(evaluations: list[dict]) -> dict:
     """A cell that none of the given searches has found."""
-    arch, genotype = evaluations[0]["args"]["arch"], evaluations[0]["genotype"]
+    arch, genotype = genotypes.label(evaluations[0]["args"]["arch"]), evaluations[0]["genotype"]
     published = arch in genotypes.PUBLISHED or genotype in genotypes.PUBLISHED.values()
     kind = "random" if arch.startswith("random:") else "published" if published else "other"
     if "-dealt-" in Path(arch).name:  # by experiments/evidence.py
@@ -151,7 +152,9 @@ def other_cell(evaluations: list[dict]) -> dict:
 
 def compare(run_dirs: list[str]) -> list[dict]:
     """The rows, all with FIELDS: one per group of cells and setting that they were trained in, searches first."""
-    read = [read_run(run_dir) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
+    read = [read_run(run_dir, *MAIN) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
+    names = [run["name"] for run in read]
+    read = [run | {"name": str(run["path"])} if names.count(run["name"]) > 1 else run for run in read]
     searches, evaluations = ([run for run in read if (run["kind"] == "search") is wanted] for wanted in (True, False))
     groups, rows = {}, []
     for cell in list_cells(searches, evaluations):
@@ -176,7 +179,7 @@ def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
     done = [run for run in evaluations if state(run) == "finished"]
     part = {key: cell.get(key) for key in ("name", "seed", "state", "hours", "genotype", "skips", "found_skips",
                                            "parameters", "multiply_adds")}
-    part |= {"arch": evaluations[0]["args"]["arch"] if evaluations else None, "n": len(done),
+    part |= {"arch": genotypes.label(evaluations[0]["args"]["arch"]) if evaluations else None, "n": len(done),
              "runs": [run["name"] for run in done],
              "seeds": [run["args"]["seed"] for run in done], "evaluation_hours": [hours(run) for run in done],
              "unfinished": {run["name"]: state(run) for run in evaluations if run not in done}}
@@ -188,7 +191,7 @@ def describe_cell(cell: dict, evaluations: list[dict]) -> dict:
     held_out = [run for run in done if records.judged_by(run["metrics"]) == "valid"]
     part["valid_errors"] = [100 - max(record["valid_acc"] for record in run["metrics"]) for run in held_out]
     if held_out:  # the command that trains the cell on all images
-        part["retrain"] = re.sub(r" --valid_portion[ =]\S+", "", held_out[0]["command"])
+        part["retrain"] = re.sub(r" --valid_portion[ =]\S+", "", held_out[0].get("command", ""))
     return part
 
 
@@ -241,13 +244,17 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
 
 
 def warn_of_repeats(rows: list[dict]) -> None:
-    """Warn if runs with the same seed count as different runs: on the CPU they are the same run twice."""
+    """Warn if runs of one seed count as different runs (on the CPU they are equal), or runs of one cell count twice."""
     for row in rows:
         several = [(row["run"], row["seed"])] if isinstance(row["seed"], list) else []
         for name, seeds in several + [(part["name"], part["seeds"]) for part in row["cells"]]:
             if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 log.warning(f"{name}: several runs have the seed {', '.join(map(str, again))}, and each counts: omit "
                             "all but one, unless they ran on a GPU")
+        cells = [str(part["genotype"]) for part in row["cells"] if part["n"]]
+        if row["over"] == "searches" and len({*cells}) < len(cells):
+            log.warning(f"{row['run']}: {len(cells)} searches found {len({*cells})} different cell(s), and a cell's "
+                        "runs count for each of its searches, so that the deviation is too small")
 
 
 def mean(values: list) -> float | None:
@@ -270,7 +277,7 @@ def add_mobile(rows: list[dict], max_multiply_adds: float) -> None:
     """Add each cell's widest ImageNet network of 14 cells within a budget in millions. Raises ValueError."""
     import utils  # here, because importing torch takes seconds
     from model import NetworkImageNet
-    for part in tables.name_cells(rows).values():
+    for _, part in tables.name_cells(rows):
         make = functools.partial(NetworkImageNet, num_classes=1000, layers=14, auxiliary=False,
                                  genotype=genotypes.Genotype(**part["genotype"]))
         network = make(channels := utils.most_channels(make, 224, max_multiply_adds))

@@ -107,13 +107,15 @@ class Meter:
         if self.unread:
             self._read()
         sums = parallel.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
-        return {"sums": sums.tolist(), "steps": self.steps, "seconds": self.elapsed()}
+        return {"sums": sums.tolist(), "steps": self.steps, "seconds": self.elapsed(),
+                "processes": parallel.world_size()}
 
     def load_state_dict(self, state: dict) -> None:
         if parallel.rank() == 0:  # the saved sums are over all ranks
             *self.sums, self.images = state["sums"]
         self.steps = state["steps"]
-        self.start -= state["seconds"]
+        # Device-seconds count: what two processes did in a second counts as two seconds of one.
+        self.start -= state["seconds"] * state.get("processes", parallel.world_size()) / parallel.world_size()
         self.bar.update(self.steps)
 
 
@@ -136,7 +138,7 @@ def open_run(kind: str, network: nn.Module, genotype: Genotype, data: dict, args
         weights.start_from(args.init_weights, network)
     run = Run.open(kind, args, utils.describe_device(device), Best())
     if parallel.rank() == 0:
-        genotypes.save(genotype, run.path / "genotype.json")
+        write_file(run.path / "genotype.json", genotypes.to_json(genotype))
     keep_data(run, data)
     log_start(run, network, data["image_size"])
     return run

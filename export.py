@@ -74,6 +74,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 
     Raises ValueError, OSError if one of them is missing or they do not match.
     """
+    load_cell = genotypes.load_file if Path(args.run, "args.json").exists() else genotypes.load
     record, accuracy = records.read_args(args.run) if Path(args.run, "args.json").exists() else {}, None
     if record.get("kind") not in ("eval", "imagenet"):
         record = {}  # a search's directory counts as a cell
@@ -81,7 +82,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
         args.weights = args.weights or records.last_weights(args.run)
         accuracy = accuracy_of(args.run, args.weights)
     elif args.weights is None:
-        genotypes.load(args.run)  # raises ValueError if it is not a cell either
+        load_cell(args.run)  # raises ValueError if it is not a cell either
         raise ValueError(f"{args.run} is a cell without weights: use --weights FILE, or the run directory of an "
                          "evaluation")
     sizes = weights.sizes(args.weights)
@@ -90,7 +91,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
         raise ValueError(f"--weights {args.weights} are another network's: {args.run} is a run of kind "
                          f"{record['kind']}, not {kind}")
     entry = {"eval": hubconf.pdarts_cifar, "imagenet": hubconf.pdarts_imagenet}[kind]
-    genotype = genotypes.load(args.run)
+    genotype = load_cell(args.run)
     network = entry(genotype, **sizes, weights=args.weights).eval()
     images, metadata = read_images(kind, args, record.get("args", {}))
     if len(metadata["classes"]) != sizes["num_classes"]:
@@ -105,7 +106,7 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 
 def accuracy_of(run_dir: str, path: str) -> float | None:
     """The test accuracy in % that the run has recorded for its weights.pt or best.pt; None for another file."""
-    _, metrics = records.read_run(run_dir)
+    _, metrics = records.read_run(run_dir, "epoch", "test_acc")
     known = dict(zip(("weights.pt", "best.pt"), records.test_accuracies(metrics)))
     return next((value for name, value in known.items() if Path(path).resolve() == Path(run_dir, name).resolve()), None)
 

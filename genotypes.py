@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import re
+import secrets
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -53,21 +54,55 @@ def load(source: str) -> Genotype:
         if not (seed.isascii() and seed.isdigit() and len(seed) < 19):
             raise ValueError(f"{source[:60]!r}: the seed must be a whole number, as in random:0")
         return random_genotype(int(seed))
+    if os.path.exists(source):
+        return load_file(source)
     try:
-        if os.path.isdir(source):
-            if not os.path.isfile(Path(source, "genotype.json")):
-                raise ValueError("it has no genotype.json, use the directory of a finished search")
-            return read(_read_file(Path(source, "genotype.json")))
-        if os.path.isfile(source):
-            return read(_read_file(Path(source)))
-        if os.path.exists(source):
-            raise ValueError("it is a pipe, a socket or a device, use a file")
         if PRINTED.search(source) or source.lstrip().startswith("{"):
             return read(source)
-    except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...
-        shown = repr(source[-200:]) if os.path.exists(source) else repr(source[:60])  # in one line
-        raise ValueError(f"can't load {shown}: {_one_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"can't load {source[:60]!r}: {_one_line(error)}") from None
     return _by_name(source)
+
+
+def load_file(path) -> Genotype:
+    """The genotype in a file, or in a run directory, whatever its name is. Raises ValueError, in one line."""
+    path = Path(path)
+    try:
+        if path.is_dir() and not (path / "genotype.json").exists():
+            raise ValueError("it has no genotype.json, use the directory of a finished search")
+        return read(_read_file(path / "genotype.json" if path.is_dir() else path))
+    except (ValueError, OSError, RecursionError) as error:  # not UTF-8, not JSON, no genotype, ...
+        raise ValueError(f"can't load {str(path)[-200:]!r}: {_one_line(error)}") from None
+
+
+def load_table(run_dir) -> list[dict]:
+    """The rows of a search's genotypes.json, as `train_search.describe` makes them. Raises ValueError, in one line."""
+    path = Path(run_dir) / "genotypes.json"
+    try:
+        rows = json.loads(_read_file(path))
+        if not isinstance(rows, list) or not rows:
+            raise ValueError("expected a list of cells")
+        for row in rows:
+            numbers = {name: row[name] for name in ("max_skip", "skips", "parameters", "multiply_adds")}
+            if not all(type(number) is int and 0 <= number < 10**15 or (name, number) == ("max_skip", None)
+                       for name, number in numbers.items()):
+                raise ValueError(f"numbers can't be {numbers}")
+            row["genotype"] = parse(row["genotype"])
+        if len({row["max_skip"] for row in rows}) < len(rows):
+            raise ValueError("a limit is listed twice")
+        return rows
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: --resume the run to rewrite it ({_one_line(error)})") from None
+
+
+def _read_file(path: Path) -> str:
+    """A text in UTF-8, or in what Windows' tools make of it. Raises ValueError or OSError."""
+    if not path.is_file():
+        raise ValueError("it is a pipe, a socket or a device, use a file")
+    if path.stat().st_size > 2 ** 26:
+        raise ValueError(f"{path.stat().st_size >> 20} MB is too large for a genotype, use a text file")
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content))
 
 
 def _by_name(name: str) -> Genotype:
@@ -103,17 +138,15 @@ def _one_line(error) -> str:
     return " ".join(str(error).split())[:600]
 
 
-def _read_file(path: Path) -> str:
-    if path.stat().st_size > 2 ** 26:
-        raise ValueError(f"{path.stat().st_size >> 20} MB is too large for a genotype, use a text file")
-    return path.read_text(encoding="utf-8-sig")
+def to_json(genotype: Genotype) -> bytes:
+    return json.dumps(genotype._asdict()).encode() + b"\n"
 
 
 def save(genotype: Genotype, path) -> None:
-    """Write a genotype as JSON, whole or not at all. Raises OSError."""
-    temporary = Path(f"{path}.tmp")
+    """Write a genotype as JSON, whole or not at all; a link at `path` is replaced. Raises OSError."""
+    temporary = Path(f"{path}.{secrets.token_hex(4)}.tmp")  # no file of this name exists yet
     try:
-        temporary.write_text(json.dumps(genotype._asdict()) + "\n", encoding="utf-8")
+        temporary.write_bytes(to_json(genotype))
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -3,10 +3,14 @@
     network = torch.hub.load("OWNER/REPO", "pdarts_cifar", weights="runs/eval-try-TIME").eval()
 In evaluation mode they return only the logits. docs/use.md explains the steps from a search to a prediction.
 """
+import copy
+import functools
 import importlib
 import os
 import sys
 from pathlib import Path
+
+import torch
 
 dependencies = ["numpy", "PIL", "torch", "torchvision", "tqdm"]
 HERE = Path(__file__).resolve().parent
@@ -55,8 +59,24 @@ def _read(network, path):
     return batches.normalise(pixels[None], *batches.normalisation(network, "cpu")).to(network.classifier.weight.device)
 
 
-class NetworkCIFAR(model.NetworkCIFAR):
+class _Pickled:
+    """Pickled as a call of torch.hub.load, since an unpickling process can't import the classes by their names."""
+
+    def __reduce__(self):
+        plain = {name: value for name, value in vars(self).items() if type(value) in (bool, int, float, list)}
+        return functools.partial(torch.hub.load, source="local"), (
+            str(HERE), "_unpickle", self.entry, self.arguments, self.state_dict(), plain)
+
+    def __deepcopy__(self, memo):
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+
+class NetworkCIFAR(_Pickled, model.NetworkCIFAR):
     """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
+
+    entry = "pdarts_cifar"
 
     def forward(self, images):
         return _omit_none(super().forward(images))
@@ -64,8 +84,10 @@ class NetworkCIFAR(model.NetworkCIFAR):
     read = _read
 
 
-class NetworkImageNet(model.NetworkImageNet):
+class NetworkImageNet(_Pickled, model.NetworkImageNet):
     """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
+
+    entry = "pdarts_imagenet"
 
     def forward(self, images):
         return _omit_none(super().forward(images))
@@ -83,10 +105,10 @@ class FeatureInfo(list):
         return [info["reduction"] for info in self]
 
 
-class Backbone(model.NetworkImageNet):
+class Backbone(_Pickled, model.NetworkImageNet):
     """images (B, 3, H, W) -> the feature maps before each reduction and the last one, those that `choose` names."""
 
-    gives_maps = True
+    entry, gives_maps = "pdarts_imagenet", True
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -104,6 +126,7 @@ class Backbone(model.NetworkImageNet):
         if not out_indices or not all(-count <= i < count for i in out_indices):
             raise ValueError(f"out_indices {tuple(out_indices)}: the network has {count} maps, use 0 to {count - 1}")
         self.out_indices = [i % count for i in out_indices]
+        self.arguments += None, True, self.out_indices
         self.feature_info = FeatureInfo(self.feature_info[i] for i in self.out_indices)
         del self.cells[self.ends[max(self.out_indices)]:]
         return self
@@ -111,6 +134,13 @@ class Backbone(model.NetworkImageNet):
     def _classify(self, s0, s1):
         maps, _ = self._run_cells(s0, s1)
         return [maps[i] for i in self.out_indices]
+
+
+def _unpickle(entry: str, arguments: tuple, state: dict, attributes: dict):
+    network = globals()[entry](*arguments).train(attributes["training"])
+    network.load_state_dict(state, assign=True)  # with their devices and types
+    vars(network).update(attributes)
+    return network
 
 
 def pdarts_cifar(genotype="PDARTS", num_classes=10, init_channels=36, layers=20, auxiliary=False, weights=None):
@@ -140,14 +170,16 @@ def pdarts_imagenet(genotype="PDARTS", num_classes=1000, init_channels=48, layer
 
 
 def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: bool, weights):
-    cells = [genotypes.load(str(cell)) if isinstance(cell, (str, os.PathLike)) else cell
+    cells = [genotypes.load(os.path.expanduser(cell)) if isinstance(cell, (str, os.PathLike)) else cell
              for cell in (asked[0], defaults[0])]
     asked, defaults = (cells[0], *asked[1:]), (cells[1], *defaults[1:4])
+    weights = weights and os.path.expanduser(weights)
     if weights is not None and os.path.isdir(weights):
         run_dir, weights = Path(weights), records.last_weights(weights)
         asked = _from_run(run_dir, weights_of.sizes(weights), kind, asked, defaults)
     genotype, num_classes, init_channels, layers = asked
     network = network_class(init_channels, num_classes, layers, auxiliary, genotype)
+    network.arguments = str(genotype), num_classes, init_channels, layers, auxiliary
     if weights is not None:
         data = records.read_data(Path(weights).parent)  # {} for older runs
         for name in data.keys() & {"classes", "mean", "std", "image_size", "resize"}:
@@ -161,7 +193,7 @@ def _from_run(run_dir: Path, sizes: dict, kind: str, asked: tuple, defaults: tup
     if sizes["kind"] != kind:
         right = {"eval": "pdarts_cifar", "imagenet": "pdarts_imagenet"}[sizes["kind"]]
         raise ValueError(f"{run_dir} is a run of kind {sizes['kind']}: use {right}")
-    found = genotypes.load(str(run_dir)), *(sizes[name] for name in SIZES[1:])
+    found = genotypes.load_file(run_dir), *(sizes[name] for name in SIZES[1:])
     for name, one, other, default in zip(SIZES, asked, found, defaults):
         if one not in (other, default):
             raise ValueError(f"{run_dir} has {name} {other}, not {one}: omit the argument")

@@ -308,7 +308,7 @@ def report(run: Run, genotype: Genotype, restricted: dict[int, Genotype], device
     table = [describe(M, cell, args.stem) for M, cell in {None: genotype, **restricted}.items()]
     write_file(run.path / "genotypes.json", json.dumps(table, indent=1).encode())
     chosen = progressive.recommended(genotype, restricted, max_skip)
-    genotypes.save(chosen, run.path / "genotype.json")
+    write_file(run.path / "genotype.json", genotypes.to_json(chosen))
     for row in table:
         name = "unrestricted" if row["max_skip"] is None else f"M = {row['max_skip']}"
         log.info(f"{name}: {row['skips']} skip-connects, "

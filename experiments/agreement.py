@@ -72,7 +72,7 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in run_dirs))
     if len(paths) < 2:
         raise ValueError(f"{', '.join(run_dirs)} is one search: pass two or more to compare")
-    args = [records.read_args(path) for path in paths]
+    args = [records.read_args(path, "epochs", "warmup_epochs") for path in paths]
     for path, record in zip(paths, args):
         if record["kind"] != "search":
             raise ValueError(f"{path.name} is a run of kind {record['kind']}, which has no alphas: pass searches")
@@ -86,7 +86,7 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
 def main(args: Namespace) -> None:
     searches, epochs, warmup = read_searches(args.run_dirs)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
-             for record in records.read_run(args.run_dirs[0])[1]}
+             for record in records.read_run(args.run_dirs[0], "stage", "epoch")[1]}
     table = [HEAD]
     # A stage's first epoch with alpha steps, and its last.
     for stage, epoch in itertools.product((1, 2, 3), sorted({warmup, epochs - 1})):

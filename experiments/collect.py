@@ -8,7 +8,6 @@ ablation.py measured are copied to results/supernets/. The names contain that of
 """
 import json
 import shlex
-import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 from harness import cli, records
+from harness.files import replace_file
 from harness.log import log
 
 RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
@@ -39,19 +39,19 @@ def main(args: Namespace) -> None:
             records.read_alphas(run["path"])
     for path in (args.out / "supernets").glob("*.json"):
         (args.results / "supernets").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, args.results / "supernets" / path.name)
+        replace_file(args.results / "supernets" / path.name, path.read_bytes())
     for run in finished:
         folder = args.results / run["name"]
         folder.mkdir(parents=True, exist_ok=True)
         # A record that this kind of run does not write is not there to be copied.
         for name in RECORDS:
             if (run["path"] / name).exists():
-                shutil.copyfile(run["path"] / name, folder / name)
+                replace_file(folder / name, (run["path"] / name).read_bytes())
         # The command keeps its options, but not the path of the script, which is that of this machine.
-        record = records.read_args(run["path"])
+        record = records.read_args(run["path"], "command")
         python, script, *options = shlex.split(record["command"])
         record["command"] = shlex.join([python, Path(script).name, *options])
-        (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n")
+        replace_file(folder / "args.json", json.dumps(record, indent=1).encode() + b"\n")
     log.info(f"{len(finished)} of {len(found)} runs are finished; their records are in {args.results}")
 
 

@@ -37,7 +37,7 @@ def measure(alphas: np.ndarray) -> tuple[int, float, float]:
 
 def read_line(run_dir: str) -> list[str]:
     """A run's line of the table. Raises ValueError if it has no finished first stage."""
-    record, alphas = records.read_args(run_dir), records.read_alphas(run_dir)
+    record, alphas = records.read_args(run_dir, "epochs"), records.read_alphas(run_dir)
     control = re.search(r"controls\.py (\S+)", record.get("command", ""))
     found = [alphas.get(f"stage1_{cell}", ()) for cell in ("normal", "reduce")]
     if any(len(epochs) < record["args"]["epochs"] for epochs in found):

@@ -64,7 +64,7 @@ def write_cells(out: Path, step: Step) -> None:
         # A cell may have been trained already, so an existing file is compared, not replaced.
         if not path.exists():
             genotypes.save(genotype, path)
-        elif genotypes.load(str(path)) != genotype:
+        elif genotypes.load_file(path) != genotype:
             raise ValueError(f"{path} is not the cell of {run['path']}: move it away")
 
 

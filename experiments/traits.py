@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
-from harness import cli
+from harness import cli, records
 from reporting import tables
 
 TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv", "dil_conv", "edges from inputs")
@@ -39,6 +39,7 @@ def main(args: Namespace) -> None:
     for run in runs:
         if run["kind"] == "search" or compare.state(run) != "finished":
             raise ValueError(f"{run['name']} is not a finished evaluation run: omit it")
+        records.read_run(run["path"], "train_acc")  # raises ValueError if an epoch lacks it
     if len(runs) < 3:
         raise ValueError(f"{len(runs)} runs are too few for a correlation: pass three or more")
     rows = sorted((traits(run), run["args"]["arch"]) for run in runs)

@@ -13,10 +13,10 @@ from harness.files import write_file
 def save(run_dir: Path, checkpoint: dict) -> None:
     """Write checkpoint.pt, and keep the one before it as previous.pt. Raises OSError.
 
-    A dictionary: "kind", "epoch" (the next one), "metrics", what the kind of run adds (a search: "stage", "normal" and
-    "reduce", the candidates per edge, and "alphas"; an evaluation: "best_acc" and "best_epoch"), the state_dicts of
-    the run's parts by name, and mid-epoch that of its "meter". A SHA-256 follows what torch.save writes, because
-    torch.load does not notice flipped bits; it ignores the SHA.
+    A dictionary: "kind", "epoch" (the next one), "metrics", "args" (the options that can't change), what the kind of
+    run adds (a search: "stage", "normal" and "reduce", the candidates per edge, and "alphas"; an evaluation: "best_acc"
+    and "best_epoch"), the state_dicts of the run's parts by name, and mid-epoch that of its "meter". A SHA-256 follows
+    what torch.save writes, because torch.load does not notice flipped bits; it ignores the SHA.
     """
     buffer, path = io.BytesIO(), run_dir / "checkpoint.pt"
     torch.save(checkpoint, buffer)

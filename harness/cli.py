@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import difflib
+import glob
 import importlib.util
 import logging
 import os
@@ -10,9 +11,10 @@ import shlex
 import signal
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from harness import launchers, process, records
-from harness.log import log
+from harness.log import log, printable
 from harness.process import Stopped
 
 
@@ -32,6 +34,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Expands ~ in any option, and * in RUN_DIR..., since not every shell does."""
+        words = [re.sub("^(--[a-z_]+=)?(~.*)", lambda match: (match[1] or "") + os.path.expanduser(match[2]), word,
+                        flags=re.DOTALL) for word in (sys.argv[1:] if args is None else args)]
+        found, rest = super().parse_known_args(words, namespace)
+        if "run_dirs" in found:
+            found.run_dirs = [path for name in found.run_dirs
+                              for path in (not os.path.exists(name) and sorted(glob.glob(name)) or [name])]
+        return found, rest
+
     def error(self, message: str):
         options = [option for action in self._actions for option in action.option_strings]
         words = [word.split("=")[0] for word in message.split() if word.startswith("--")]
@@ -44,8 +56,8 @@ class Parser(argparse.ArgumentParser):
         else:
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
         # All processes of a launch have the same command line: the first reports the error.
-        line = f"{self.prog}: error: {' '.join(message.split())}; {hint}\n".encode(errors="backslashreplace").decode()
-        self.exit(2, line if _is_first() else None)
+        line = printable(f"{self.prog}: error: {message}; {hint}")
+        self.exit(2, f"{line}\n" if _is_first() else None)
 
 
 def number(kind: type, low: float, high: float = 1e38):
@@ -149,13 +161,13 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
         if record["kind"] != kind:
             raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: "
                              "use its own script")
-        saved = record["args"]
+        saved = _parse_saved(parser, Path(args.resume, "args.json"), record)
         unset = Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
         for name, value in vars(parser.parse_args(argv, unset)).items():
             if value is None:
-                setattr(args, name, saved.get(name, getattr(args, name)))
-            elif name not in MAY_CHANGE and value != saved.get(name):
-                parser.error(f"--{name} {value} differs from the run's {saved.get(name)}: omit it with --resume")
+                setattr(args, name, saved[name])
+            elif name not in MAY_CHANGE and value != saved[name]:
+                parser.error(f"--{name} {value} differs from the run's {saved[name]}: omit it with --resume")
     if "eval" in args and args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
     given = parser.parse_args(argv, Namespace(init_channels=None)).init_channels
@@ -166,6 +178,31 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
     if "eval" in args and args.eval and args.init_weights:
         parser.error("--eval does not train, so --init_weights is unused: omit one")
     return args
+
+
+def _parse_saved(parser: Parser, path: Path, record: dict) -> dict:
+    """A run's options, parsed as a command line is, and compared with those in its checkpoint. Raises ValueError."""
+    from harness import checkpoints  # it imports torch
+    def reject(message: str):
+        raise ValueError(f"{path}: {message}: restore the file")
+
+    saved, words = records.OLD_MEANING[record["kind"]] | record["args"], []
+    for action in parser._actions[1:]:  # the first is --help
+        if action.dest not in saved:
+            reject(f"no {action.dest!r}")
+        value = saved[action.dest]
+        if action.nargs == 0:
+            words += action.option_strings[:value is True]
+        elif value is not None:
+            words += [f"{action.option_strings[0]}={one}" for one in (value if isinstance(value, list) else [value])]
+    parser.error = reject
+    parsed = vars(parser.parse_args(words))
+    del parser.error
+    kept = (checkpoints.load(path.parent, record["kind"]) or {}).get("args", {})  # older checkpoints have none
+    for name, value in parsed.items():
+        if saved[name] != value or kept.get(name, value) != value:
+            reject(f"{name!r} can't be {str(saved[name])[:40]!r} in this run")
+    return parsed
 
 
 def choose_dataset(parser: Parser, args: Namespace) -> None:
@@ -181,6 +218,8 @@ def run(main, parse) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed: without this, a file of the run would get its number
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # tables on a terminal without Unicode, such as cp1252
     with process.restored(logging.INFO if _is_first() else logging.ERROR):
         args, together = Namespace(), False  # whether all ranks end, and for the same reason
         try:

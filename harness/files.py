@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 
@@ -12,12 +13,27 @@ def write_file(path: Path, content: bytes) -> None:
         raise OSError(f"{error}, then continue with --resume; earlier files are intact") from error
 
 
+def replace_link(path: Path) -> None:
+    """Replace a link in a run by a copy of its file, or by nothing, so that what it leads to is never written."""
+    if path.is_symlink():
+        content = path.read_bytes() if path.is_file() else None
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+
 def replace_file(path: Path, content: bytes, check=lambda temporary: None):
     """Write a file under a temporary name, call check(temporary), which may raise, then rename it -> check's result.
 
-    On any error an existing file is kept and nothing new is left. Raises OSError.
+    In a run the temporary name is fixed, so that what a kill leaves is replaced; elsewhere no other file has it. A link
+    at `path` is replaced, its target is kept. On any error an existing file is kept and nothing new is left. Raises
+    OSError.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    if path.name == "args.json" or any((folder / "args.json").exists() for folder in path.parents[:2]):
+        temporary = path.with_name(path.name + ".tmp")
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it may be a link
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -4,7 +4,26 @@ import logging
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from harness.files import replace_link
+
 log = logging.getLogger("pdarts")
+
+
+def printable(text: str) -> str:
+    """A text from outside (a file's, class's, option's name) without line breaks, escape sequences and bytes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Of a message and of a traceback: whatever names they quote, they can't forge another line of the log."""
+    record.msg, record.args = printable(record.getMessage()), None
+    if record.exc_info:
+        lines = logging.Formatter().formatException(record.exc_info).split("\n")
+        record.exc_text = "\n".join(f"  {printable(line)}" for line in lines)
+    return True
+
+
+log.addFilter(_make_printable)
 
 
 @contextlib.contextmanager
@@ -34,6 +53,7 @@ def log_to_file(path: Path) -> str | None:
     Forked workers do not inherit this kind of lock: it is free when a killed run is gone, even if they still live.
     """
     try:
+        replace_link(path)
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         return f"can't write {path} ({error.strerror}): free space or fix access"

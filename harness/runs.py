@@ -17,7 +17,8 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from harness import checkpoints, launchers, parallel, weights
+from harness import checkpoints, launchers, parallel, records, weights
+from harness.cli import MAY_CHANGE
 from harness.files import write_file
 from harness.log import log, log_to_file
 from harness.process import change
@@ -43,11 +44,14 @@ class Run:
         path = open_directory(kind, args, device)
         parallel.stop_if_failed(log_to_file(path / "log.txt") if parallel.rank() == 0 else None)
         parallel.catch_signals()
-        return cls(kind, path, args, device, state, costs)
+        run = cls(kind, path, args, device, state, costs)
+        run.processes = records.read_args(path, "processes")["processes"]
+        return run
 
     def __init__(self, kind: str, path: Path, args: Namespace, device: str, state, costs: list[float] | None = None):
         self.kind, self.path, self.args, self.device, self.state = kind, path, args, device, state
         self.next_epoch, self.metrics, self.parts, self.costs = 0, [], {}, costs or [1.0] * args.epochs
+        self.processes = parallel.world_size()  # when the run began
         self._saved = checkpoints.load(path, kind) or {}  # the states of the parts, until `keep` restores them
         if self._saved:
             self.next_epoch, self.metrics = self._saved.pop("epoch"), self._saved.pop("metrics")
@@ -71,7 +75,7 @@ class Run:
         try:
             if name in self._saved:
                 part.load_state_dict(self._saved.pop(name))
-        except RuntimeError:
+        except (RuntimeError, TypeError, KeyError, AttributeError, IndexError):
             raise ValueError(f"the checkpoint's {name} does not match: use the data that the run began with") from None
 
     def epochs_left(self) -> range:
@@ -92,6 +96,8 @@ class Run:
 
     def end_epoch(self, record: dict) -> None:
         """Log an epoch and write checkpoint.pt, then the files derived from it. All ranks call it. Raises OSError."""
+        if parallel.world_size() != self.processes:
+            record["processes"] = parallel.world_size()  # resumed with another number
         log.info(json.dumps(record))
         self.next_epoch += 1
         self.metrics.append(record)
@@ -106,14 +112,15 @@ class Run:
         return seconds_left(self.costs, [record["seconds"] for record in self.metrics], fraction, elapsed)
 
     def device_hours(self) -> float:
-        return sum(record["seconds"] for record in self.metrics) * parallel.world_size() / 3600
+        return records.device_hours(self.metrics, self.processes)
 
     def _save_checkpoint(self, parts: dict) -> None:
         """Write the run and these parts. All ranks call it. Raises OSError."""
         states = {name: part.state_dict() for name, part in parts.items()}  # the meter's is summed over all ranks
         if parallel.rank() == 0:
+            args = {name: value for name, value in vars(self.args).items() if name not in {*MAY_CHANGE, "save"}}
             checkpoints.save(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,
-                                        **vars(self.state), **states})
+                                         "args": args, **vars(self.state), **states})
 
     def _write_history(self) -> None:
         """Write metrics.jsonl and a search's alphas.npz, whole each time, so that they match the checkpoint."""
@@ -199,13 +206,18 @@ def _restarted_run(save: Path, kind: str) -> str | None:
     """The directory that this torchrun launch created before it was restarted (--max-restarts)."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         for path in save.glob(f"{kind}-*/args.json"):
-            if json.loads(path.read_text())["launch"] == _launch_id():
-                return str(path.parent)
+            with contextlib.suppress(ValueError):  # another run's file may be damaged
+                if records.read_args(path.parent, "launch")["launch"] == _launch_id():
+                    return str(path.parent)
     return None
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    # Neither the repository of a hook that starts the run, nor one that this one was unpacked in.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is not installed, or hangs
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              env=env | {"GIT_CEILING_DIRECTORIES": str(root.parent)},
                               timeout=GIT_SECONDS).stdout.strip() or None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from harness.files import write_file
 from harness.log import log
 
-NESTED = ("state_dict", "network", "model", "model_state_dict")  # keys of the weights in a checkpoint
-WRAPPERS = {"module", "_orig_mod"}  # parts of names, added by DataParallel and torch.compile
+NESTED = ("state_dict", "network", "model", "model_state_dict", "state_dict_ema")  # keys of the weights
+WRAPPERS = {"module", "_orig_mod", "model", "net"}  # parts of names, added by DataParallel, torch.compile and Lightning
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to a network
 EXTRAS = (  # often saved along with weights, not needed for testing
     "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
@@ -45,12 +45,15 @@ def read(path: str, option: str = "--weights") -> dict[str, Tensor]:
     except Exception as error:  # damage, or code, can surface as any exception
         raise ValueError(f"{option} {path} {_cause(path, str(error))}") from None
     for _ in range(8):  # a hostile file can nest without end
-        weights = next((weights[key] for key in NESTED if isinstance(weights, dict) and
-                        isinstance(weights.get(key), dict)), weights)
+        weights = dict.copy(weights) if isinstance(weights, dict) else weights  # without attributes, which can be odd
+        keys = [key for key in NESTED if isinstance(weights, dict) and isinstance(weights.get(key), dict)]
+        if len(keys) > 1:
+            log.info(f"{option} {path}: using its {keys[0]}, not its {' or '.join(keys[1:])}")
+        weights = weights[keys[0]] if keys else weights
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
                                                 for name, value in weights.items()):
         raise ValueError(f"{option} {path} holds no state_dict: use a file of a network's weights")
-    tensors = {name: value for name, value in weights.items() if name.split(".")[-1] not in COUNTERS}
+    tensors = {name: Tensor.detach(value) for name, value in weights.items() if name.split(".")[-1] not in COUNTERS}
     unprefixed = {_unprefixed(name): value for name, value in tensors.items()}
     if len(unprefixed) < len(tensors):
         raise ValueError(f"{option} {path} holds weights twice, with and without module. or _orig_mod. in their "
@@ -91,7 +94,8 @@ def sizes(path: str) -> dict:
     tensors = read(path)
     kind, stem = ("eval", "stem.0.weight") if "stem.0.weight" in tensors else ("imagenet", "stem0.3.weight")
     cells = {name.split(".")[1] for name in tensors if name.startswith("cells.")}
-    if not {stem, "classifier.weight"} <= tensors.keys() or not cells or "alphas_normal" in tensors:
+    dims = [tensors[name].dim() if name in tensors else 0 for name in (stem, "classifier.weight")]
+    if dims != [4, 2] or not cells or "alphas_normal" in tensors:
         raise ValueError(f"--weights {path} are not those of a trained cell's network: use a training's weights.pt")
     channels = len(tensors[stem])
     return {"kind": kind, "num_classes": len(tensors["classifier.weight"]), "layers": len(cells),
@@ -130,8 +134,9 @@ def _read_weights(option: str, path: str, network: nn.Module) -> dict:
 
 def _differing(found: dict, own: dict) -> set[str]:
     """The names that only one of two state_dicts has, and those whose shapes differ."""
-    return {name for name in own.keys() | found.keys() if not name.endswith("num_batches_tracked") and
-            (name not in own or name not in found or own[name].shape != found[name].shape)}
+    return {name for name in own.keys() | found.keys()
+            if (name not in own or name not in found or own[name].shape != found[name].shape)
+            and not (name.endswith("num_batches_tracked") and (name in own) != (name in found))}
 
 
 def _load(option: str, path: str, found: dict, network: nn.Module) -> None:
@@ -158,7 +163,7 @@ def _mismatch(differing: set[str], found: dict, own: dict) -> str:
 
 def _are_usable(value: Tensor, own: Tensor) -> bool:
     """Whether these numbers can replace a network's own: dense, finite, and floats if those are; not quantized."""
-    if value.layout != torch.strided or value.is_nested or value.is_meta:
+    if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_complex() or value.is_quantized:
         return False
     return bool(value.float().isfinite().all()) if value.is_floating_point() else not own.is_floating_point()
 

@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import os
+import unicodedata
 import warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
             raise ValueError(f"{folder} has no images ({' '.join(IMG_EXTENSIONS)}) of {len(empty)} class(es): "
                              f"{first_five(empty)}: add some, or remove them{ignored}")
     if len(classes) == 1:
-        inside = first_five([entry.name for entry in _list(train / classes[0])["folder"]])
+        inside = first_five([entry.name for entry in _list(_list(train)["folder"][0].path)["folder"]])
         raise ValueError(f"{train} has only one class folder, {classes[0]}, which is perhaps the wrong level: put the "
                          f"folder of each class directly into {train}" + (f", such as {inside}" if inside else ""))
     for folder, found, ignored in scans:
@@ -155,7 +156,7 @@ def imagenet_folders(root: str) -> tuple[Folder, Folder]:
 def digest_names(*folders: Folder) -> str:
     """SHA-256 of the images' names below these folders, in order."""
     names = "\n".join(path.removeprefix(str(folder.path)) for folder in folders for path, _ in folder.samples)
-    return hashlib.sha256(os.fsencode(names.replace(os.sep, "/"))).hexdigest()
+    return hashlib.sha256(os.fsencode(unicodedata.normalize("NFC", names.replace(os.sep, "/")))).hexdigest()
 
 
 def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]], str]:
@@ -173,8 +174,8 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]], str]:
         ignored[f"image(s) outside the class folders, to be moved to {folder}/CLASS/"] = len(flat)
     # A dangling link that may be a class counts as a class, whose images are then missed.
     lost = [entry for entry in top[DANGLING] if not entry.name.lower().endswith(IMG_EXTENSIONS)]
-    found = {entry.name: [] for entry in top["folder"] + lost}  # (folder, its images), of each class
-    pending = deque((entry.name, entry) for entry in sorted(top.pop("folder"), key=os.DirEntry.is_symlink))
+    found = {_class(entry): [] for entry in top["folder"] + lost}  # (folder, its images), of each class
+    pending = deque((_class(entry), entry) for entry in sorted(top.pop("folder"), key=os.DirEntry.is_symlink))
     ignored.update({kind: len(entries) for kind, entries in top.items()})
     # What is above it counts as visited, too, by the path that leads there and by where it lies.
     above = [folder.absolute(), *folder.absolute().parents, *Path(os.path.realpath(folder)).parents]
@@ -193,6 +194,11 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]], str]:
     images = {name: [path for _, paths in sorted(found[name]) for path in paths] for name in sorted(found)}
     kinds = ", ".join(f"{count} {kind}" for kind, count in (+ignored).most_common(10))
     return folder, images, f"; ignored: {kinds}" if kinds else ""
+
+
+def _class(entry: os.DirEntry) -> str:
+    """A class's name, composed as it was before a copy by macOS decomposed it."""
+    return unicodedata.normalize("NFC", entry.name)
 
 
 def _check_level(folder: Path, top: dict[str, list[os.DirEntry]]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy
 
+from harness import records
 from harness.files import replace_file, write_file
 from reporting.figures import drawable, save_figure
 
@@ -41,9 +42,10 @@ def measure(classes: list[str], rows) -> dict:
 
 def tabulate(measured: dict) -> list[list[str]]:
     """A line per class and one for their mean, the head first."""
-    lines = zip(measured["classes"], measured["images"], measured["accuracy"])
+    right = [row[i] for i, row in enumerate(measured["confusion"])]
+    lines = zip(measured["classes"], measured["images"], right)
     return [["class", "images", "correct (%)"],
-            *([name, str(n), "–" if share is None else f"{share:.2f}"] for name, n, share in lines),
+            *([name, str(n), f"{100 * found / n:.2f}" if n else "–"] for name, n, found in lines),
             ["mean of the classes", str(sum(measured["images"])), f"{measured['balanced_accuracy']:.2f}"]]
 
 
@@ -68,17 +70,21 @@ def write(run_dir: Path, classes: list[str], files, picture, rows) -> dict:
 
 def draw(run_dir: Path, folder: Path) -> dict[str, Path]:
     """Draw a run's confusion matrix and mistakes into a folder -> {caption: SVG path}; {} if it has written none."""
-    if not (run_dir / "mistakes.npz").exists():
+    if not ((run_dir / "classes.json").exists() and (run_dir / "mistakes.npz").exists()):
         return {}
-    measured = json.loads((run_dir / "classes.json").read_text())
+    measured = records.read_classes(run_dir)
     names = list(map(drawable, measured["classes"]))
     save_figure(draw_confusion(names, numpy.array(measured["confusion"])), folder / "confusion")
     figures = {"Confusion matrix: rows are classes, columns predictions; darker is a larger part of the row":
                folder / "confusion.svg"}
-    with numpy.load(run_dir / "mistakes.npz") as mistakes:
-        if len(mistakes["rows"]):
-            save_figure(draw_mistakes(names, mistakes), folder / "mistakes")
-            figures["The surest mistakes: what each was taken for, how surely, and its class"] = folder / "mistakes.svg"
+    try:
+        with numpy.load(run_dir / "mistakes.npz") as mistakes:
+            figure = draw_mistakes(names, mistakes) if len(mistakes["rows"]) else None
+    except Exception:  # damage can surface as any exception
+        raise ValueError(f"{run_dir}/mistakes.npz is damaged: --resume the run to rewrite it") from None
+    if figure:
+        save_figure(figure, folder / "mistakes")
+        figures["The surest mistakes: what each was taken for, how surely, and its class"] = folder / "mistakes.svg"
     return figures
 
 

@@ -1,7 +1,6 @@
 """A run's figures and its report.html: one self-contained page with embedded figures, in which user text is escaped."""
 import base64
 import html
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +9,7 @@ import genotypes
 import progressive
 from genotypes import Genotype
 from harness import records
-from harness.files import replace_file
+from harness.files import replace_file, replace_link
 from harness.log import log
 from reporting import classes
 from reporting.figures import CELLS, save_figure, style
@@ -77,9 +76,12 @@ def draw_run(run_dir, out=None) -> Path:
     """
     from reporting import curves
     run_dir, out = Path(run_dir), Path(out or run_dir)
-    record, metrics = records.read_run(run_dir)
-    genotype = genotypes.load(str(run_dir)) if (run_dir / "genotype.json").exists() else None
+    record, metrics = records.read_run(run_dir, "versions", "git", "command", "device", "processes", "epochs",
+                                       "dataset", "image_size", "tmp_data_dir",
+                                       *(records.METRICS.keys() - records.OPTIONAL))
+    genotype = genotypes.load_file(run_dir) if (run_dir / "genotype.json").exists() else None
     figures, folder = {}, out / "pictures"
+    replace_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if genotype:
         figures |= draw_genotype(genotype, folder, "cell")
@@ -121,8 +123,8 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], figures: d
     body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
     if (run_dir / "genotypes.json").exists():
         body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
-    if (run_dir / "classes.json").exists():
-        head, *rows = classes.tabulate(json.loads((run_dir / "classes.json").read_text()))
+    if measured := records.read_classes(run_dir):
+        head, *rows = classes.tabulate(measured)
         body += ["<h2>Classes</h2>", "<p>Of the test set, by the weights of the last epoch.</p>", table(rows, head)]
     body += describe_choices(metrics) + ["<h2>Figures</h2>"]
     for caption, path in figures.items():
@@ -152,15 +154,15 @@ def progress(record: dict, metrics: list[dict]) -> str:
 
 def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
     """The genotypes that a search found, as HTML; those not recommended are written to `out`, for training, too."""
-    chosen, rows, commands = genotypes.load(str(run_dir)), [], []
-    for row in json.loads((run_dir / "genotypes.json").read_text()):
-        genotype, limit = genotypes.parse(row["genotype"]), row["max_skip"]
+    chosen, rows, commands = genotypes.load_file(run_dir), [], []
+    for row in genotypes.load_table(run_dir):
+        genotype, limit = row["genotype"], row["max_skip"]
         name, path = "unrestricted" if limit is None else f"M = {limit}", run_dir
         if genotype == chosen:
             name += " (recommended)"
         else:
             path = out / ("genotype_unrestricted.json" if limit is None else f"genotype_M{limit}.json")
-            genotypes.save(genotype, path)
+            replace_file(path, genotypes.to_json(genotype))
         rows.append((name, row["skips"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.1f} M"))
         commands.append(f"# {name}\n{training_command(path, args)}")
     head = ("limit on skip-connects", "skip-connects in the normal cell", "parameters", "multiply-adds")
@@ -189,7 +191,7 @@ def training_command(arch: Path, args: dict) -> str:
     """The command that trains a cell on the images of a search, with the auxiliary head if they are large enough."""
     size = args["image_size"] or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
     where = ["--tmp_data_dir", args["tmp_data_dir"]] if args["tmp_data_dir"] else []
-    cell = ["--arch", str(arch)]
+    cell = ["--arch", f"./{arch}" if str(arch) in genotypes.PUBLISHED else str(arch)]
     if args["dataset"] == "imagenet" or (args["dataset"], args.get("stem")) == ("folder", "imagenet"):
         words = ["train_imagenet.py", *where, *cell, *(["--image_size", str(size)] if size != 224 else [])]
         words += ["--auxiliary"] if size >= 193 else []

@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 from harness.files import replace_file
+from harness.log import printable
 from reporting.figures import drawable, render, style
 
 BLANK = "–"
@@ -67,7 +68,7 @@ def grid(rows: list[dict]) -> list[list[str]]:
     """The table's lines, the head first, without empty columns."""
     lines = [format_row(row) for row in rows]
     names = [name for name in lines[0] if any(line[name] != BLANK for line in lines)]
-    return [names, *([line[name] for name in names] for line in lines)]
+    return [names, *([printable(line[name]) for name in names] for line in lines)]
 
 
 def grid_for_print(rows: list[dict]) -> tuple[list[list[str]], str]:
@@ -94,7 +95,7 @@ def align(lines: list[list[str]]) -> str:
 def markdown(lines: list[list[str]]) -> str:
     """A Markdown table of these cells, the head first."""
     head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+    return "\n".join(f"| {' | '.join(map(printable, line))} |" for line in (head, ["---"] * len(head), *rest))
 
 
 def as_markdown(rows: list[dict]) -> str:
@@ -116,15 +117,16 @@ def as_latex(rows: list[dict]) -> str:
                       r"\end{tabular}", *([f"% {shared}"] if shared else [])])
 
 
-def name_cells(rows: list[dict]) -> dict[str, dict]:
-    """The rows' known cells by name."""
-    return {("one stage of " if row["kind"] == "one stage" else "") + part["name"]: part
-            for row in rows for part in row["cells"] if part["genotype"]}
+def name_cells(rows: list[dict]) -> list[tuple[str, dict]]:
+    """The rows' known cells and their names, which may have several; each once."""
+    found = {(row["kind"] == "one stage", part["name"], json.dumps(part["genotype"])): part
+             for row in rows for part in row["cells"] if part["genotype"]}
+    return [("one stage of " * of_one_stage + printable(name), part) for (of_one_stage, name, _), part in found.items()]
 
 
 def list_genotypes(rows: list[dict]) -> str:
     """The genotypes of the rows, a line each, in the form of genotype.json."""
-    return "\n".join(f"{name}: {json.dumps(part['genotype'])}" for name, part in name_cells(rows).items())
+    return "\n".join(f"{name}: {json.dumps(part['genotype'])}" for name, part in name_cells(rows))
 
 
 def list_choices(rows: list[dict]) -> str:
@@ -140,7 +142,7 @@ def list_choices(rows: list[dict]) -> str:
                       f"  to train it on all images: {best['retrain']}"]
     if not lines:
         raise ValueError("--choose: no cell has a finished training with --valid_portion: train the cells with it")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def list_mobile(rows: list[dict]) -> list[list[str]]:
@@ -148,7 +150,7 @@ def list_mobile(rows: list[dict]) -> list[list[str]]:
     head = ["cell", "mobile setting: channels", "params (M)", "mult-adds (M)"]
     return [head, *([name, str(found["channels"]), f"{found['parameters'] / 1e6:.2f}",
                      f"{found['multiply_adds'] / 1e6:.1f}"]
-                    for name, part in name_cells(rows).items() for found in [part["mobile"]])]
+                    for name, part in name_cells(rows) for found in [part["mobile"]])]
 
 
 # ---- figure

@@ -1,15 +1,20 @@
-"""--help: the options in groups, each with its default, also those that are filled in after parsing."""
+"""--help and its defaults; paths and names on a command line, what is printed of them, and errors of the system."""
+import os
 import resource
 import subprocess
 import sys
 
 import pytest
 from scripts import ROOT, run
+from test_compare import write_evaluation
 
+import compare
+import genotypes
 import train_cifar
 import train_imagenet
 import train_search
 from harness import cli
+from harness.log import printable
 
 GROUPS = {train_search: ["data", "stages", "weights", "alphas", "run"],
           train_cifar: ["data", "network", "optimization", "testing", "run"],
@@ -145,3 +150,91 @@ def test_too_few_open_files_end_a_run_in_one_line(data, tmp_path):
     outcome = run("train_imagenet.py", *options, change=few_files)
     assert outcome.code == 1 and outcome.err.count("error: too many open files: ") == 1, outcome
 
+
+# ---- paths and texts of other systems
+
+@pytest.mark.parametrize("words", [["--save", "~/runs"], ["--save=~/runs"], ["--tmp_data_dir", "~"], ["--resume=~/x/y"],
+                                   ["--weights", "~/w.pt"], ["--init_weights=~/w.pt"], ["--arch", "~/cell.json"]])
+def test_a_tilde_is_the_home_folder_in_any_option(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    option, text = words if len(words) == 2 else words[0].split("=")
+    args = train_cifar.get_args_parser().parse_args(words)
+    assert vars(args)[option[2:]] == text.replace("~", "/home/me")
+
+
+def test_a_tilde_elsewhere_is_a_character_and_a_home_is_no_note(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = train_cifar.get_args_parser()
+    assert parser.parse_args(["--note", "a~b", "--save", "x/~"]).save == "x/~"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--note", "~"])
+    assert "omit slashes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern, found", [("eval-*", ["eval-1", "eval-2"]), ("eval-?", ["eval-1", "eval-2"]),
+                                            ("*/", ["eval-1/", "eval-2/", "odd-[1]/"]), ("odd-[1]", ["odd-[1]"]),
+                                            ("none-*", ["none-*"]), ("eval-1", ["eval-1"])])
+def test_run_directories_are_globbed_where_no_shell_does(pattern, found, tmp_path, monkeypatch):
+    for name in ("eval-1", "eval-2", "odd-[1]"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare.py", pattern])
+    assert compare.parse_args().run_dirs == found
+
+
+def test_a_pattern_in_another_option_is_its_value(tmp_path, monkeypatch):
+    (tmp_path / "ab").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.get_args_parser().parse_args(["--note", "a?", "--arch", "a*"]).arch == "a*"
+
+
+NAMES = {"\x1b[31mred\x1b[0m": r"\x1b[31mred\x1b[0m", "a\rb": r"a\rb", "a\nb": r"a\nb", "\x9b31m": r"\x9b31m",
+         "\u202egpj": r"\u202egpj", "a\u2028b": r"a\u2028b", "\udcff": r"\udcff", "\x07": r"\x07",
+         "é, 日本, a b \\ ±": "é, 日本, a b \\ ±"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_printed_without_what_a_terminal_obeys(name, tmp_path, capsys):
+    assert printable(name) == printable(printable(name)) == NAMES[name]
+    with pytest.raises(SystemExit):
+        train_cifar.get_args_parser().parse_args([f"--{name}"])
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and (NAMES[name] in error or name.strip() != name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_cannot_forge_a_line_of_the_log_in_a_message_or_a_traceback(name, tmp_path):
+    code = f"""
+import argparse, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from harness import cli
+from harness.log import log, log_to_file
+def main(args):
+    log_to_file(Path({str(tmp_path)!r}, "log.txt"))
+    log.info("class %s", {name!r})
+    raise ValueError("class " + {name!r})
+cli.run(main, argparse.Namespace)
+"""
+    (tmp_path / "program.py").write_text(code, encoding="utf-8")
+    outcome = run(tmp_path / "program.py")
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert outcome.code == 1 and outcome.err.split("\n")[0] == f"class {NAMES[name]}"
+    assert len(outcome.err.split("\n")) == 3 and name not in outcome.err.replace(NAMES[name], "")
+    first, *traceback, last = lines
+    assert first.endswith(f" class {NAMES[name]}") and " error: class" in last
+    assert all(line.startswith("  ") for line in traceback[1:]) and all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("form", ["--markdown", "--latex", "--json", None])
+def test_tables_are_printed_on_a_terminal_without_unicode(encoding, form, tmp_path):
+    random = [write_evaluation(tmp_path / f"random-{i}", [0.0, 90.0 + i], arch=f"random:{i}", genotype=genotypes.load(
+        f"random:{i}")) for i in range(2)]
+    PDARTS = genotypes.load("PDARTS")
+    runs = [*random, write_evaluation(tmp_path / "日本 ±", [0.0, 95.0], arch="PDARTS", genotype=PDARTS)]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, str(ROOT / "compare.py"), *runs, *([form] if form else [])],
+                          env=environment, capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert b"5.00" in done.stdout or form == "--json"

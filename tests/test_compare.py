@@ -1,4 +1,5 @@
 """Runs side by side: which evaluation belongs to which search, statistics worked out by hand, well-formed tables."""
+import argparse
 import json
 import re
 import subprocess
@@ -10,10 +11,14 @@ import pytest
 import scripts
 
 import compare
+import export
 import genotypes
+import hubconf
 import utils
-from harness import cli
+from harness import cli, records, weights
 from harness.log import log
+from reporting import tables
+from reporting.page import training_command
 
 ROOT = Path(__file__).parent.parent
 FOUND = genotypes.load("random:3")
@@ -184,6 +189,7 @@ def test_imagenet_runs_have_no_data_set_option(tmp_path):
     run = write_evaluation(tmp_path / "imagenet-0", [1.0, 2.0])
     record = json.loads((tmp_path / "imagenet-0" / "args.json").read_text())
     del record["args"]["dataset"]
+    record["kind"] = "imagenet"
     (tmp_path / "imagenet-0" / "args.json").write_text(json.dumps(record))
     assert compare.compare([run])[0]["setting"]["dataset"] == "imagenet"
 
@@ -448,3 +454,80 @@ def test_on_digits_two_small_searches_are_searched_trained_and_chosen_from(tmp_p
     chosen = re.search(r"of 2 cell\(s\), validation prefers search-(\d)-.*: validation accuracy (\S+)%", outcome.out)
     assert chosen[2] == f"{max(valid.values()):.2f}" and f"eval-{chosen[1]}-" in max(valid, key=valid.get)
     assert "validation error, best epoch (%)" in outcome.out and "top-1 error, best epoch (%)" in outcome.out
+
+
+# ---- names are no keys
+
+def test_runs_of_one_name_in_two_folders_keep_their_rows(tmp_path, caplog):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    runs = [write_search(tmp_path / folder / "search-try", seed, genotypes.load(f"random:{seed}"), max_skip=seed)
+            for seed, folder in enumerate("ab")]
+    runs += [write_evaluation(tmp_path / folder / "eval-try", [50.0], genotypes.load("random:0"), seed=seed)
+             for seed, folder in enumerate("ab")]
+    rows = compare.compare(runs)
+    assert {row["run"] for row in rows} == set(runs[:2]) and set(rows[0]["unfinished"]) == set(runs[2:])
+    assert tables.list_genotypes(rows).count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["PDARTS", "DARTS_V2", "random:3", "random:x", "Genotype(normal=[])", "{}", "darts"])
+def test_a_run_directory_is_a_path_whatever_its_name_is(name, tmp_path, monkeypatch):
+    cell = genotypes.load("random:7")
+    monkeypatch.chdir(tmp_path)
+    write_evaluation(Path(name), [0.0, 95.0], cell)
+    assert compare.read_run(name)["genotype"] == genotypes.load_file(name) == cell
+    assert genotypes.load(records.arch_of(argparse.Namespace(resume=name, arch="PDARTS"))) == cell
+    weights.save(Path(name, "weights.pt"), hubconf.pdarts_cifar(cell, 10, 2, 3))
+    assert hubconf.pdarts_cifar(weights=name).arguments[0] == str(cell)
+    network, _, metadata = export.open_trained(argparse.Namespace(
+        run=name, weights=None, tmp_data_dir=None, dataset="digits", image_size=None))
+    assert metadata["genotype"] == cell._asdict()
+
+
+@pytest.mark.parametrize("name", ["PDARTS", "DARTS_V1"])
+def test_the_command_that_trains_a_cell_names_its_directory(name):
+    args = {"image_size": 8, "dataset": "digits", "tmp_data_dir": None}
+    assert f"--arch ./{name}" in training_command(Path(name), args)
+
+
+def test_an_evaluation_of_the_published_cell_is_not_of_a_search_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_search(Path("PDARTS"), seed=1, genotype=None)
+    evaluation = write_evaluation(Path("eval"), [0.0, 95.0], genotypes.load("PDARTS"), arch="PDARTS")
+    rows = compare.compare(["PDARTS", evaluation])
+    assert [row["kind"] for row in rows] == ["P-DARTS", "published"] and rows[0]["n"] is None
+
+
+@pytest.mark.parametrize("arch", ["Genotype(\n  normal=[],\n)", "a\nb", "a\r\nb|c", "\x1b[2J"])
+def test_an_arch_of_several_lines_stays_in_its_cell(arch, tmp_path):
+    if "Genotype" in arch:
+        arch = str(FOUND).replace("], ", "],\n  ")
+    runs = [write_evaluation(tmp_path / "eval", [0.0, 95.0], arch=arch)]
+    rows = compare.compare(runs)
+    for form in (tables.as_markdown, tables.as_latex, tables.as_text, tables.list_genotypes):
+        assert form(rows).replace("\n", "").isprintable()
+    table = tables.as_markdown(rows).splitlines()
+    assert len(table) == 3 and len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+
+
+def test_searches_that_found_one_cell_are_told_apart_from_two_trainings(tmp_path, caplog):
+    runs = [write_search(tmp_path / f"search-{seed}", seed) for seed in (1, 2)]
+    runs += [write_evaluation(tmp_path / f"eval-{seed}", [0.0, 95.0 + seed], seed=seed) for seed in (0, 1)]
+    compare.warn_of_repeats(compare.compare(runs))
+    message, = caplog.messages
+    assert "2 searches found 1 different cell(s)" in message and "P-DARTS" in message
+    caplog.clear()
+    other = write_search(tmp_path / "search-3", 3, genotypes.load("random:9"))
+    compare.warn_of_repeats(compare.compare([runs[0], other, *runs[2:], write_evaluation(
+        tmp_path / "eval-9", [0.0, 90.0], genotypes.load("random:9"), seed=9)]))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("processes, expected", [((None, None, None), 3 * 600 * 2), ((None, 4, 4), 600 * (2 + 4 + 4)),
+                                                 ((1, None, 8), 600 * (1 + 2 + 8))])
+def test_hours_count_the_processes_of_each_epoch(processes, expected, tmp_path):
+    search = write_search(tmp_path / "search", seed=1)
+    lines = [json.loads(line) for line in (tmp_path / "search/metrics.jsonl").read_text().splitlines()]
+    lines = [row | ({"processes": n} if n else {}) for row, n in zip(lines, processes)]
+    (tmp_path / "search/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert compare.compare([search])[0]["hours"] == pytest.approx(expected / 3600)

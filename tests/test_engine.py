@@ -85,3 +85,11 @@ def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
     engine.train_one_epoch(network, [(images, target)], optimizer, scaler, 0, engine.Meter("", 1, 50), args)
     step = (network.classifier.weight.detach() - before).norm().item()
     assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)  # torch adds 1e-6 to the norm
+
+
+@pytest.mark.parametrize("before, now, expected", [(1, 1, 10), (2, 1, 20), (4, 2, 20), (1, 4, 2.5)])
+def test_an_epoch_resumed_on_other_processes_counts_device_seconds(before, now, expected, monkeypatch):
+    monkeypatch.setattr(engine.parallel, "world_size", lambda: now)
+    meter = engine.Meter("epoch 0", 2, 50)
+    meter.load_state_dict({"sums": [0.0, 0.0, 0.0, 0], "steps": 1, "seconds": 10.0, "processes": before})
+    assert meter.elapsed() == pytest.approx(expected, abs=1)

@@ -1,6 +1,7 @@
 """Taking a network away: torch.hub, exported files and docs/use.md, as a person does it."""
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -400,13 +401,23 @@ def test_an_existing_file_is_kept_unless_forced(place, tmp_path):
     assert "classifier.weight" in load_file(tmp_path / "x.safetensors") and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+FULL = """
+import os
+def fsync(file):
+    raise OSError(28, "No space left on device")
+os.fsync = fsync
+"""
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_new(place, tmp_path):
-    (tmp_path / "x.safetensors").write_text("mine")
-    (tmp_path / "x.safetensors.tmp").symlink_to("/dev/full")  # where the file is written first
-    outcome = run("export.py", place.run, "--safetensors", tmp_path / "x.safetensors", "--force")
+    (tmp_path / "x").mkdir()
+    for name in ("x.safetensors", "x.safetensors.tmp"):
+        (tmp_path / "x" / name).write_text("mine")
+    target = tmp_path / "x/x.safetensors"
+    outcome = run(behind(FULL, tmp_path), ROOT / "export.py", place.run, "--safetensors", target, "--force")
     assert "x.safetensors (No space left on device): free space" in error_line(outcome, 1)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.safetensors", "mine")]
+    assert {path.name: path.read_text() for path in target.parent.iterdir()} == {
+        "x.safetensors": "mine", "x.safetensors.tmp": "mine"}
 
 
 POWERLESS = """
@@ -440,6 +451,66 @@ def test_a_file_of_other_logits_gets_no_name(error, monkeypatch, tmp_path):
     with torch.no_grad(), pytest.raises(ValueError, match="is not written, its logits differ"):
         export.export("safetensors", tmp_path / "x.safetensors", network, None, torch.randn(3, 3, 8, 8), {})
     assert not list(tmp_path.iterdir())
+
+
+# ---- hub's networks elsewhere
+
+PICKLED = """
+import copy, io, pickle, sys, torch
+import model  # the caller's own
+network = torch.hub.load({root!r}, {entry!r}, source="local", **{options})
+network.classes = ["a", "b"]
+network = network.{mode}().to({dtype})
+images = torch.randn(2, 3, 64, 64, dtype={dtype})
+torch.manual_seed(0)
+expected = network(images)
+with open("network.pkl", "wb") as file:
+    pickle.dump(network, file)
+torch.save(network, "network.pt")
+torch.save([images, expected], "expected.pt")
+twin = copy.deepcopy(network)
+assert type(twin) is type(network) and twin.classes == network.classes and twin.training == network.training
+twin.classifier.bias.data += 1
+assert not torch.equal(twin.classifier.bias, network.classifier.bias) and model.mine
+"""
+READ = """
+import pickle, sys, torch
+images, expected = torch.load("expected.pt", weights_only=False)
+for network in (pickle.load(open("network.pkl", "rb")), torch.load("network.pt", weights_only=False)):
+    torch.manual_seed(0)
+    assert torch.equal(network(images), expected), (network(images), expected)
+    assert network.classes == ["a", "b"] and network.training == {training}
+assert "model" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("entry, options, mode, dtype", [
+    ("pdarts_cifar", {"init_channels": 2, "layers": 3}, "eval", "torch.float64"),
+    ("pdarts_cifar", {"init_channels": 2, "layers": 3, "genotype": "random:1"}, "eval", "torch.float32"),
+    ("pdarts_imagenet", {"init_channels": 4, "layers": 3, "num_classes": 2}, "eval", "torch.float32")])
+def test_a_hub_network_goes_through_pickle_and_deepcopy_in_any_program(entry, options, mode, dtype, tmp_path):
+    (tmp_path / "model.py").write_text("mine = True")
+    code = PICKLED.format(root=str(ROOT), entry=entry, options=options, mode=mode, dtype=dtype)
+    for text in (code, READ.format(training=mode == "train")):
+        done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_pickled_network_keeps_its_device_type_and_mode():
+    network = hubconf.pdarts_cifar("random:2", 3, 2, 3, auxiliary=True).train().half()
+    network.drop_path_prob = 0.2
+    twin = pickle.loads(pickle.dumps(network))
+    assert twin.training and twin.drop_path_prob == 0.2 and twin.classifier.weight.dtype == torch.float16
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values()))
+
+
+def test_paths_of_hub_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    genotypes.save(genotypes.load("random:3"), tmp_path / "cell.json")
+    network = hubconf.pdarts_cifar("~/cell.json", 10, 2, 3)
+    weights.save(tmp_path / "w.pt", network)
+    twin = hubconf.pdarts_cifar("random:3", 10, 2, 3, weights="~/w.pt")
+    assert torch.equal(twin.classifier.weight, network.classifier.weight)
 
 
 # ---- every cell, and the published sizes

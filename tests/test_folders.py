@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -630,3 +631,29 @@ def test_images_that_need_more_memory_than_there_is_are_refused_before_they_are_
     for free in (needed, None):
         monkeypatch.setattr(utils, "free_memory", lambda: free)  # noqa: B023
         assert load("folder", str(tmp_path), 100).train_images.shape == (6, 3, 100, 100)
+
+
+# ---- names of other systems
+
+def write_class(folder, name):
+    (folder / name).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / name / "0.png")
+
+
+@pytest.mark.parametrize("train, val", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_class_names_that_macos_has_decomposed_are_the_same_names(train, val, tmp_path):
+    names = ["zebra", "éclair", "Ångström", "한국", "a"]
+    for split, form in (("train", train), ("val", val)):
+        for name in names:
+            write_class(tmp_path / split, unicodedata.normalize(form, name))
+    folders_ = folders.image_folders(tmp_path)
+    assert folders_[0].classes == folders_[1].classes == sorted(names)
+    assert [label for _, label in folders_[1].samples] == list(range(5))
+
+
+def test_a_class_in_both_forms_is_refused(tmp_path):
+    for form in ("NFC", "NFD"):
+        write_class(tmp_path / "train", unicodedata.normalize(form, "é"))
+    write_class(tmp_path / "val", "é")
+    with pytest.raises(ValueError, match="1 class.es. twice"):
+        folders.image_folders(tmp_path)

@@ -596,3 +596,22 @@ def test_any_file_gives_cells_that_run_or_an_error_of_one_line(content, tmp_path
         for reduction, concat in ((False, genotype.normal_concat), (True, genotype.reduce_concat)):
             states = Cell(genotype, 2, 2, 2, reduction, False)(torch.randn(1, 2, 6, 6), torch.randn(1, 2, 6, 6), 0.0)
             assert states.shape[1] == 2 * len(concat)
+
+
+# ---- texts of other systems
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("form", [lambda cell: json.dumps(cell._asdict()), lambda cell: f"INFO {cell}\r\n",
+                                  lambda cell: f"cell = {cell}  # trained"])
+def test_a_file_that_a_windows_shell_has_written_is_read(form, encoding, tmp_path):
+    cell = genotypes.load("random:5")
+    (tmp_path / "cell.json").write_bytes(form(cell).encode(encoding))
+    assert genotypes.load(str(tmp_path / "cell.json")) == cell
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "cell.json")
+    os.mkfifo(tmp_path / "genotype.json")
+    for source in (tmp_path / "cell.json", tmp_path):
+        with pytest.raises(ValueError, match="it is not a file"):
+            genotypes.load(str(source))

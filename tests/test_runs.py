@@ -48,3 +48,23 @@ def test_git_stops_no_run(script, commit, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "GIT_SECONDS", 0.5)
     begun = time.monotonic()
     assert runs._git_commit() == commit and time.monotonic() - begun < 10
+
+
+def test_an_epoch_on_another_number_of_processes_says_so_and_hours_count_it(tmp_path, monkeypatch):
+    from argparse import Namespace
+
+    import engine
+    from harness import parallel, runs
+    monkeypatch.setattr(runs.Run, "_save_checkpoint", lambda run, parts: None)
+    (tmp_path / "args.json").write_text('{"kind": "eval", "args": {}, "processes": 1}')
+    args = Namespace(epochs=2, tensorboard=False, resume=str(tmp_path), save="runs")
+    monkeypatch.setattr(parallel, "catch_signals", lambda: None)
+    monkeypatch.setattr(runs, "log_to_file", lambda path: None)
+    done = []
+    for processes in (1, 4):
+        monkeypatch.setattr(parallel, "world_size", lambda: processes)  # noqa: B023
+        run = runs.Run.open("eval", args, "a CPU", engine.Best())
+        run.metrics = done
+        run.end_epoch({"epoch": len(run.metrics), "seconds": 3600.0})
+        done = run.metrics
+    assert [row.get("processes") for row in done] == [None, 4] and run.device_hours() == 5

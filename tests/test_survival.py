@@ -693,8 +693,8 @@ def one_line_of_resume(run_dir):
     ["--arch", "random:2"], ["--init_channels", 3], ["--layers", 4], ["--dataset", "digits"]],
     ids=["cell", "channels", "layers", "classes"])
 def test_weights_of_another_network_are_refused(options, training, data, tmp_path):
-    message = assert_refused(training / "weights.pt", data, tmp_path, *options)
-    assert "--arch" in message
+    shutil.copy(training / "weights.pt", tmp_path)  # a run would name the classes that differ
+    assert "--arch" in assert_refused(tmp_path / "weights.pt", data, tmp_path, *options)
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "previous.pt"])

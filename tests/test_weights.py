@@ -38,6 +38,17 @@ def with_thop(state):
     return {**state, **counts, "total_ops": torch.zeros(1), "module.total_params": torch.zeros(1)}
 
 
+def attributed(value):
+    value = value.clone()
+    for name in ("float", "isfinite", "is_floating_point", "dim", "is_complex", "detach", "to_sparse", "mine"):
+        setattr(value, name, 3)
+    return value
+
+
+def with_counter(value):
+    return lambda state: {**state, "stem.1.num_batches_tracked": value}
+
+
 FORMS = {
     "plain": lambda state: state,
     "module.": renamed("module."), "_orig_mod.": renamed("_orig_mod."),
@@ -47,6 +58,13 @@ FORMS = {
     "state_dict": lambda state: {"state_dict": state, "epoch": 3}, "network": lambda state: {"network": state},
     "model": lambda state: {"model": state}, "model_state_dict": lambda state: {"model_state_dict": state},
     "nested": lambda state: {"model": {"state_dict": renamed("module.")(state)}, "optimizer": {"lr": 0.1}},
+    "Lightning's model.": lambda state: {"state_dict": renamed("model.")(state), "callbacks": {}, "epoch": 1},
+    "Lightning's net.": lambda state: {"state_dict": renamed("net.")(state)},
+    "Lightning's, compiled": lambda state: {"state_dict": renamed("model._orig_mod.")(state)},
+    "ema": lambda state: {"state_dict_ema": renamed("module.")(state), "epoch": 1},
+    "ema, nested": lambda state: {"model": {"state_dict_ema": state}},
+    "both": lambda state: {"state_dict": state, "state_dict_ema": {k: v + 1 for k, v in state.items()}},
+    "with attributes": lambda state: {k: attributed(v) for k, v in state.items()},
     "thop": with_thop,
     "numpy scalar": lambda state: {"state_dict": state, "best_acc": numpy.float64(97.5), "n": numpy.int64(3),
                                    "old": numpy.float32(1), "is_best": numpy.bool_(True)},
@@ -339,3 +357,46 @@ def test_weights_of_something_else_are_refused_in_one_line_that_says_of_what(mak
     assert word in message and str(tmp_path / "weights.pt") in message and "\n" not in message
     assert ("supernet" in message) == (word == "supernet")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+# ---- files from strangers
+
+@pytest.mark.parametrize("change", [
+    with_counter(torch.zeros(3)), with_counter(torch.tensor(1j)), with_counter(torch.tensor(float("nan"))),
+    lambda state: {**state, "classifier.bias": torch.zeros(10, dtype=torch.complex64)},
+    lambda state: {**state, "stem.0.weight": torch.tensor(1.0)},
+    lambda state: {**state, "classifier.weight": torch.tensor(1.0), "stem.0.weight": torch.tensor(1.0)},
+    lambda state: {**state, "classifier.bias": torch.zeros(10, dtype=torch.bool)}])
+def test_tensors_of_other_kinds_are_refused_in_one_line(change, state, tmp_path):
+    torch.save(change(state), tmp_path / "w.pt")
+    for read in (weights.load, weights.start_from):
+        with pytest.raises(ValueError) as error:
+            read(str(tmp_path / "w.pt"), network())
+        assert "w.pt" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["stem.0.weight", "classifier.weight"])
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.zeros(3), torch.zeros(2, 2, 2)])
+def test_sizes_of_a_tensor_without_them_are_refused(name, value, state, tmp_path):
+    torch.save({**state, name: value}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="not those of a trained cell"):
+        weights.sizes(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("value", [torch.tensor(7), torch.tensor(7.0), torch.tensor(True)])
+def test_a_counter_of_another_type_is_no_matter(value, state, tmp_path):
+    torch.save(with_counter(value)(state), tmp_path / "w.pt")
+    weights.load(str(tmp_path / "w.pt"), network())
+
+
+def test_the_log_says_which_of_two_sets_of_weights_is_used(state, tmp_path, caplog):
+    torch.save(FORMS["both"](state), tmp_path / "w.pt")
+    with caplog.at_level("INFO", logger="pdarts"):
+        weights.read(str(tmp_path / "w.pt"))
+    assert "using its state_dict, not its state_dict_ema" in caplog.text
+
+
+def test_weights_that_are_a_pipe_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="not a regular file"):
+        weights.read(str(tmp_path / "w.pt"))

@@ -98,8 +98,8 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
     splits = search_split(dataset, args.train_portion, args.valid_portion)
     for (_, target), owner in zip(splits, ("weights", "alphas")):
         if missing := [name for label, name in enumerate(dataset.classes) if not (target == label).any()]:
-            raise ValueError(f"the images for the {owner} lack {len(missing)} class(es): {first_five(missing)}: add "
-                             "images, or change --train_portion")
+            raise ValueError(f"the {len(target)} image(s) for the {owner} lack {len(missing)} class(es): "
+                             f"{first_five(missing)}: add images, or change --train_portion")
     cutout = (args.cutout_length or image_size // 2) if args.cutout else 0
     weights, alphas = (Batches(*split, args.batch_size, dataset, device, utils.derive_seed(args.seed, i), cutout,
                                *ranks) for i, split in enumerate(splits))

@@ -65,7 +65,7 @@ def test_a_part_in_memory_without_a_class_is_refused(labels, portions, owner, cl
                      valid_portion=portions[1], cutout=False, batch_size=4, seed=0)
     with pytest.raises(ValueError) as error:
         search_parts.in_memory(args, torch.device("cpu"))
-    assert f"the images for the {owner} lack {classes}: " in one_error_line(error)
+    assert f"image(s) for the {owner} lack {classes}: " in one_error_line(error)
     monkeypatch.setattr(search_parts, "load", lambda *options: dataset._replace(
         train_target=torch.arange(24) % 3))
     args.valid_portion = None

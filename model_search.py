@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fast
+import operations
 from genotypes import NODES
 from operations import TABLE, FactorizedReduce, ReLUConvBN, build, cifar_stem, global_average_pool, imagenet_stems
 
@@ -36,8 +37,8 @@ class MixedOp(nn.Module):
                 continue
             y = op(x)  # (B, C, H/stride, W/stride)
             # Dropout, on the identity only, keeps skip-connects from dominating early (section 3.3).
-            if type(op) is nn.Identity:
-                y = F.dropout(y, skip_dropout, self.training)
+            if type(op) is nn.Identity and self.training:
+                y = operations.dropout(y, skip_dropout)
             mixed = mixed + weight * y
         return mixed
 

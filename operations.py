@@ -1,4 +1,4 @@
-"""The candidate operations of a cell's edge (DARTS / P-DARTS search space), the networks' stems, and drop path.
+"""The candidate operations of a cell's edge (DARTS / P-DARTS search space), the networks' stems, dropout, drop path.
 
 The nesting of the modules determines the `state_dict` keys, which are the published ones: existing weights load as is.
 """
@@ -154,6 +154,19 @@ def imagenet_stems(C: int) -> tuple[nn.Sequential, nn.Sequential]:
         nn.BatchNorm2d(C),
     )
     return stem0, stem1
+
+
+def dropout(x: Tensor, drop_prob: float) -> Tensor:
+    """Zero each value of x with probability `drop_prob`; scale the rest by 1 / (1 - drop_prob). Equals F.dropout.
+
+    On the CPU, where F.dropout is slow, 16 random bits decide on a value, so that the probability is exact to 2^-16.
+    """
+    if x.device.type != "cpu" or not 0 < drop_prob < 1:
+        return F.dropout(x, drop_prob)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)  # 4 times 16 bits
+    bits = words.view(torch.int16)[:x.numel()].as_strided(x.shape, torch.empty_like(x).stride())  # in x's memory order
+    mask = bits >= int(2**16 * drop_prob) - 2**15
+    return x * mask / (1.0 - drop_prob)  # only the mask is saved for backward, a byte per value
 
 
 def drop_path(x: Tensor, drop_prob: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import operations
 from fast import pixels
 from fast.batch_stats import BatchStats, update_stats
 from fast.depthwise import Depthwise
@@ -50,11 +51,11 @@ def project(op: ReLUConvBN | FactorizedReduce, x: Tensor) -> tuple:
 
 
 def dropout(x: Tensor, drop_prob: float) -> Tensor:
-    """F.dropout, but a new rate does not recompile it."""
+    """operations.dropout, but a new rate does not recompile it."""
     if not torch.compiler.is_compiling():
-        return F.dropout(x, drop_prob)
+        return operations.dropout(x, drop_prob)
     keep_prob = 1.0 - drop_prob
-    return x * ((torch.rand_like(x) < keep_prob) / keep_prob).to(x.dtype)
+    return x * ((torch.rand_like(x, dtype=torch.float32) < keep_prob) / keep_prob).to(x.dtype)
 
 
 def apply_single(branch: Branch, states: States, skip_dropout: float, stats: BatchStats) -> Tensor:

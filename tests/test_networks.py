@@ -12,7 +12,7 @@ import genotypes
 from genotypes import OPERATIONS, PRIMITIVES, Genotype
 from model import Cell, NetworkCIFAR, NetworkImageNet
 from model_search import Network
-from operations import FactorizedReduce, build, drop_path
+from operations import FactorizedReduce, build, drop_path, dropout
 
 PDARTS = genotypes.load("PDARTS")
 FROM_INPUTS = [0, 1, 2, 3, 5, 6, 9, 10]  # edges from s0, s1: stride 2 in a reduction
@@ -238,6 +238,24 @@ def test_skip_dropout_is_ordinary_elementwise_dropout():
     torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-6)
     assert kept.mean().item() == pytest.approx(12, abs=0.3)  # 1024 counts: 5 standard errors
     assert kept.var().item() == pytest.approx(3, abs=0.7)
+
+
+@pytest.mark.parametrize("drop_prob", [0.0, 0.02, 0.7, 1.0])
+def test_dropout_zeroes_independent_values_at_its_rate(drop_prob):
+    """Four values in a row share a draw, so each of the four has the rate, and each pair of them its square."""
+    torch.manual_seed(0)
+    x = torch.ones(50, 3, 33, 21, dtype=torch.float64)  # no multiple of 4
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = dropout(x, drop_prob)
+    y.sum().backward()
+    assert y.stride() == x.stride() and torch.equal(x.grad, y)  # of ones, the output is the gradient
+    values = y.detach().permute(0, 2, 3, 1).flatten()  # in the order of memory
+    assert (values[values != 0] * (1 - drop_prob) - 1).abs().lt(1e-12).all()  # the rest is scaled
+    zeros = (values[:-2] == 0).double().view(-1, 4)  # (n, 4)
+    for rate, observed in ((drop_prob, zeros.mean(0)), (drop_prob ** 2, (zeros * zeros.roll(1, 1)).mean(0)),
+                           (drop_prob ** 2, (zeros * zeros.roll(2, 1)).mean(0))):
+        torch.testing.assert_close(observed, torch.full((4,), rate).double(), rtol=0,
+                                   atol=5 * math.sqrt(rate * (1 - rate) / len(zeros)))
 
 
 def test_drop_path_zeroes_whole_samples_and_keeps_the_mean():

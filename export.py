@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -214,7 +215,11 @@ def quiet():
     """Silence the exporters' own output."""
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)  # some versions of the ONNX exporter log them
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def export(suffix: str, path: Path, network: nn.Module, program: torch.export.ExportedProgram | None, images: Tensor,

@@ -37,7 +37,10 @@ def _import(*names: str):
     finally:
         sys.path.remove(str(HERE))
         for name in filter(_has_our_name, list(sys.modules)):
-            del sys.modules[name]
+            # torch.compile looks a module up by its name, in some versions of torch.
+            module = sys.modules.pop(name)
+            module.__name__ = f"{__name__}.{name}"
+            sys.modules.setdefault(module.__name__, module)
         sys.modules.update(theirs)
 
 

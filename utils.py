@@ -5,6 +5,7 @@ import copy
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 import numpy
@@ -36,7 +37,8 @@ def pick_device(name: str | None, deterministic: bool = False, tf32: bool = Fals
     change(torch.backends.cudnn, "benchmark", not deterministic)  # shapes repeat, so autotuning pays
     # Deviation from torch, whose convolutions use TF32 by default: the published code ran on a P100, which has none.
     # Set by torch's older interface, since some versions of torch.compile fail once the newer one was used.
-    with contextlib.suppress(RuntimeError):  # as in `change`
+    with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # as in `change`
+        warnings.simplefilter("ignore")  # torch 2.9 warns once that this interface is the older one
         at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     change(torch.backends.cudnn, "allow_tf32", tf32)
     torch.backends.cuda.matmul.allow_tf32 = tf32

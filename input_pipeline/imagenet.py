@@ -1,6 +1,7 @@
 """The ImageNet pipeline: workers read, crop and flip image files, which are streamed to the device."""
 import os
 import signal
+import sys
 import threading
 from functools import partial
 
@@ -100,6 +101,8 @@ def outlive_signals(main: int, worker: int):
             pass
         os._exit(0)
 
+    # Should the main process end first, the thread that passes it a worker's images would print a traceback.
+    sys.excepthook = lambda *error: None
     signals = set(parallel.SIGNALS)
     if hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask"):  # not on macOS, not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -1,5 +1,8 @@
 """Streamed images: batches against torchvision's transforms, epochs, ranks and what cannot be read."""
 import multiprocessing
+import os
+import time
+from multiprocessing import connection, resource_sharer
 
 import numpy as np
 import pytest
@@ -135,3 +138,18 @@ def test_imagenet_names_the_corrupt_image(workers, tmp_path):
     assert word in one_error_line(error) and str(error.value).startswith("cannot read image")
     error.value.with_traceback(None)  # its frames keep the workers: who collects them later waits 10 s
     del error
+
+
+def abandoned_worker() -> None:
+    """A worker whose main process hangs up instead of fetching an image."""
+    imagenet.outlive_signals(os.getppid(), 0)
+    address, _ = resource_sharer.DupFd(os.dup(1))._id
+    connection.Client(address, authkey=multiprocessing.current_process().authkey).close()
+    time.sleep(0.3)
+
+
+def test_a_worker_that_its_main_process_leaves_prints_nothing(capfd):
+    worker = multiprocessing.get_context("fork").Process(target=abandoned_worker)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0 and capfd.readouterr() == ("", "")

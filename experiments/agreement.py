@@ -72,10 +72,10 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in run_dirs))
     if len(paths) < 2:
         raise ValueError(f"{', '.join(run_dirs)} is one search: pass two or more to compare")
+    for path in paths:
+        if (kind := records.read_args(path)["kind"]) != "search":
+            raise ValueError(f"{path.name} is a run of kind {kind}, which has no alphas: pass searches")
     args = [records.read_args(path, "epochs", "warmup_epochs") for path in paths]
-    for path, record in zip(paths, args):
-        if record["kind"] != "search":
-            raise ValueError(f"{path.name} is a run of kind {record['kind']}, which has no alphas: pass searches")
     lengths = sorted({(record["args"]["epochs"], record["args"]["warmup_epochs"]) for record in args})
     if len(lengths) > 1:
         words = " and ".join(f"{epochs} epochs ({warmup} of them warm-up)" for epochs, warmup in lengths)

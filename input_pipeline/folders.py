@@ -175,6 +175,9 @@ def _scan(root: Path, *names: str) -> tuple[Path, dict[str, list[str]], str]:
     # A dangling link that may be a class counts as a class, whose images are then missed.
     lost = [entry for entry in top[DANGLING] if not entry.name.lower().endswith(IMG_EXTENSIONS)]
     found = {_class(entry): [] for entry in top["folder"] + lost}  # (folder, its images), of each class
+    if twice := len(top["folder"] + lost) - len(found):
+        raise ValueError(f"{folder} has {twice} class(es) twice, composed (NFC) and decomposed (NFD) by name: merge "
+                         "their folders")
     pending = deque((_class(entry), entry) for entry in sorted(top.pop("folder"), key=os.DirEntry.is_symlink))
     ignored.update({kind: len(entries) for kind, entries in top.items()})
     # What is above it counts as visited, too, by the path that leads there and by where it lies.

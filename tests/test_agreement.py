@@ -29,7 +29,8 @@ def write_search(folder, normal: list, reduce: list, size: float = 1.0, stage2=N
             alphas[f"stage2_{cell}"] = np.tile(size * np.eye(5)[0], (len(normal), 14, 1))
             alphas[f"stage2_{cell}_candidates"] = stage2
     np.savez(folder / "alphas.npz", **alphas)
-    metrics = [{"stage": stage, "epoch": epoch, "alpha_steps": 100 * epoch}
+    decided = {"entropy": 0.5, "lead": 0.5, "clear_edges": 14}
+    metrics = [{"stage": stage, "epoch": epoch, "alpha_steps": 100 * epoch, **decided}
                for stage in ((1, 2) if stage2 else (1,)) for epoch in range(len(normal))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
     return str(folder)

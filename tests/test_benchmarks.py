@@ -206,8 +206,7 @@ def test_a_group_that_fails_is_a_row_with_its_reason_and_the_others_go_on(gpu_re
                     ("is_killed", "failed: the process ended by SIGKILL"), ("works", "after 4 rows"),
                     ("vectors a", None)]
     assert str(error) == ("wrong or missing on this device, see the table: raises (), is_killed (), vectors a (fast)")
-    out, err = capfd.readouterr()
-    assert "| is_killed |" in out and "in raises\n    raise RuntimeError" in err  # and the traceback is not lost
+    assert "| is_killed |" in capfd.readouterr().out
 
 
 def test_a_group_that_hangs_leaves_time_to_the_others(gpu_report, monkeypatch):

@@ -7,6 +7,11 @@ import pytest
 from scripts import error_line, run, snapshot
 from test_compare import write_evaluation, write_search
 
+from genotypes import PRIMITIVES
+
+ALPHAS = {f"stage1_{cell}{end}": value for cell in ("normal", "reduce")
+          for end, value in (("", np.zeros((1, 14, 8))), ("_candidates", [PRIMITIVES] * 14))}
+
 
 def files(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -16,7 +21,7 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
     runs = tmp_path / "out" / "runs"
     runs.mkdir(parents=True)
     write_search(runs / "search-1", seed=1)
-    np.savez(runs / "search-1" / "alphas.npz", stage1_normal=np.zeros((1, 14, 8)))
+    np.savez(runs / "search-1" / "alphas.npz", **ALPHAS)
     write_evaluation(runs / "eval-1", [0.0, 95.0])
     write_evaluation(runs / "eval-2", [90.0])  # the first of two epochs
     for name in ("search-1", "eval-1", "eval-2"):
@@ -46,7 +51,7 @@ def out(tmp_path):
         (tmp_path / "out" / folder).mkdir(parents=True)
     for path in (tmp_path / "out" / "runs" / "search-a", tmp_path / "out" / "controls" / "search-twin"):
         write_search(path, seed=1)
-        np.savez(path / "alphas.npz", stage1_normal=np.zeros((1, 14, 8)))
+        np.savez(path / "alphas.npz", **ALPHAS)
     write_evaluation(tmp_path / "out" / "runs" / "eval-a", [0.0, 95.0])
     for path in (tmp_path / "out").glob("*/*/args.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"command": "python train.py"}))

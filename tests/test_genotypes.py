@@ -152,8 +152,7 @@ def test_a_pipe_or_a_device_is_refused_without_waiting_for_it(kind, tmp_path):
     else:
         os.mkfifo(tmp_path / "pipe")
         path.symlink_to(tmp_path / "pipe")
-    words = "no genotype.json" if kind == "in a directory" else "pipe, a socket or a device"
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(ValueError, match="pipe, a socket or a device") as error:
         genotypes.load(str(tmp_path / "pipe" if kind == "pipe" else path))
     assert "AmoebaNet" not in str(error.value)
 
@@ -613,5 +612,5 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "cell.json")
     os.mkfifo(tmp_path / "genotype.json")
     for source in (tmp_path / "cell.json", tmp_path):
-        with pytest.raises(ValueError, match="it is not a file"):
+        with pytest.raises(ValueError, match="it is a pipe, a socket or a device"):
             genotypes.load(str(source))

@@ -53,12 +53,15 @@ def notebook(monkeypatch):
     """A process with settings and handlers of its own, which must be as they were after the test."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(engine, "try_to_draw", lambda run_dir: None)
-    previous = signal.signal(signal.SIGUSR1, print)
+    previous = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, print),
+                # Ignored if the tests run in the background.
+                signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
     torch.set_float32_matmul_precision("medium")
     before = settings()
     yield
     after = settings()
-    signal.signal(signal.SIGUSR1, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
     torch.set_float32_matmul_precision("highest")
     assert {name: value for name, value in after.items() if value != before[name]} == {}
 

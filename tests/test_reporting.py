@@ -231,7 +231,7 @@ def test_an_evaluation_marks_its_last_and_best_epoch(tmp_path):
 def test_with_held_out_images_their_accuracy_is_drawn_and_the_tests_is_told_at_the_end(done, tmp_path):
     metrics = [{"epoch": epoch, "lr": 0.1, "drop_path_prob": 0.0, "train_loss": 1.0, "train_acc": 50.0, "seconds": 1.0,
                 "valid_loss": 1.0, "valid_acc": accuracy} for epoch, accuracy in enumerate((70.0, 91.25, 88.5))]
-    metrics[-1] |= {"test_acc": 87.5, "best_test_acc": 90.75}
+    metrics[-1] |= {"test_loss": 1.0, "test_acc": 87.5, "best_test_acc": 90.75}
     run_dir = write_run(tmp_path / "eval", {"dataset": "digits", "arch": "PDARTS", "epochs": 3}, metrics[:done])
     text = Reader(draw_run(run_dir).read_text()).text
     assert ("test accuracy last 87.50 %, best 90.75 %; validation accuracy last 88.50 %, best 91.25 %" in text) == (

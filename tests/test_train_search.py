@@ -909,9 +909,11 @@ def test_code_in_a_checkpoint_is_never_executed(stopped, tmp_path, form):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(stopped, tmp_path):
     run_dir = shutil.copytree(stopped[0], tmp_path / "run")
-    record = json.loads((run_dir / "args.json").read_text())
-    record["args"]["learning_rate"] = 1e30
+    record, saved = json.loads((run_dir / "args.json").read_text()), checkpoints.load(run_dir, "search")
+    for options in (record["args"], saved["args"]):
+        options["learning_rate"] = 1e30
     (run_dir / "args.json").write_text(json.dumps(record))
+    checkpoints.save(run_dir, saved)
     message = error_line(run("train_search.py", "--resume", run_dir), code=1)
     assert MEND.search(message) and "checkpoint" in message
     stage, epoch = map(int, re.search(r"stage (\d) epoch (\d).* step \d", message).groups())
@@ -921,7 +923,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(stoppe
 
 
 def test_a_fresh_search_that_diverges_says_where(images, tmp_path):
-    options = [*options_for(images, tmp_path), "--train_portion", "0.5", "--learning_rate", "1e30"]
+    options = [*options_for(images, tmp_path), "--train_portion", "0.5", "--learning_rate", "9e37"]
     message = error_line(run("train_search.py", *options), code=1)
     assert "stage 1 epoch 0" in message and "step 2" in message and "--learning_rate" in message
 

@@ -96,7 +96,7 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
         dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
     data, image_size = describe_set(dataset), dataset.train_images.size(-1)
     splits = search_split(dataset, args.train_portion, args.valid_portion)
-    for (_, target), owner in zip(splits, ("weights", "alphas")):
+    for (_, target), owner in zip(splits, ("weights", "alphas")) if args.dataset == "folder" else ():
         if missing := [name for label, name in enumerate(dataset.classes) if not (target == label).any()]:
             raise ValueError(f"the {len(target)} image(s) for the {owner} lack {len(missing)} class(es): "
                              f"{first_five(missing)}: add images, or change --train_portion")

@@ -61,7 +61,7 @@ def test_a_class_without_an_image_is_named(portions, text):
 def test_a_part_in_memory_without_a_class_is_refused(labels, portions, owner, classes, monkeypatch):
     dataset = random_set(24)._replace(train_target=torch.tensor(labels), classes=["ant", "bee", "cow"])
     monkeypatch.setattr(search_parts, "load", lambda *options: dataset)
-    args = Namespace(dataset="any", tmp_data_dir="", image_size=None, train_portion=portions[0],
+    args = Namespace(dataset="folder", tmp_data_dir="", image_size=None, train_portion=portions[0],
                      valid_portion=portions[1], cutout=False, batch_size=4, seed=0)
     with pytest.raises(ValueError) as error:
         search_parts.in_memory(args, torch.device("cpu"))

@@ -38,7 +38,6 @@ LACKING = {"search": {"arch", "init_channels", "layers", "test_loss", "test_acc"
            "eval": OF_SEARCHES, "imagenet": OF_SEARCHES | {"dataset"}}  # what a kind of run need not have
 # What older runs lack, all of a group together.
 TOGETHER = {"alpha_steps", "entropy", "lead", "clear_edges"}, {"displacement", "drift"}, {"resize", "images", "digest"}
-OPTIONAL = set().union(*TOGETHER) | {"best_test_acc", "processes"}
 
 
 def is_valid(value, entry) -> bool:
@@ -53,7 +52,7 @@ def is_valid(value, entry) -> bool:
 
 def check(path, record: dict, entries: dict, needed) -> None:
     """Raise ValueError, which names the entry, if one of `needed` is missing, or one is not what it must be."""
-    needed = set(needed).union(*(group for group in TOGETHER if group & record.keys()))
+    needed = set(needed).difference(*(group for group in TOGETHER if not group & record.keys()))
     for name, entry in entries.items():
         if name not in record and name in needed:
             raise ValueError(f"{path} has no {name!r}: restore the file")
@@ -90,13 +89,13 @@ def read_run(run_dir, *needed: str) -> tuple[dict, list[dict]]:
     record, path = read_args(run_dir, *needed), Path(run_dir) / "metrics.jsonl"
     hint = "--resume the run to rewrite it"
     metrics = _read(path, f"{path} is damaged: {hint}", by_line=True) if path.exists() else []  # from epoch 0 on
-    names, last = set(needed) - LACKING[record["kind"]] - RECORD.keys() - OPTIONAL, (1, -1)
+    names, last = set(needed) - LACKING[record["kind"]] - RECORD.keys() - {"best_test_acc"}, (1, -1)
     held_out = record["kind"] != "search" and any("valid_acc" in row for row in metrics)
     for i, row in enumerate(metrics, 1):
         if held_out:  # then the test set is used after the last epoch only
-            tested = {"test_acc", "test_loss", "best_test_acc"} & {*needed, "best_test_acc"}
-            ended = row.get("epoch") == record["args"].get("epochs", 0) - 1
-            names = (names | tested if ended else names - tested) | {"valid_acc", *({"valid_loss"} & {*needed})}
+            names = names - {"test_acc", "test_loss"} | {"valid_acc"} | ({"valid_loss"} & {*needed})
+            if row.get("epoch") == record["args"].get("epochs", 0) - 1:
+                names |= {"test_acc", "best_test_acc"}
         check(f"{path}, line {i}", row, METRICS, names)
         stage, epoch = row.get("stage", 1), row.get("epoch", last[1] + 1)
         if (stage, epoch) not in ((last[0], last[1] + 1), (last[0] + 1, 0)):
@@ -146,7 +145,7 @@ def read_data(run_dir) -> dict:
     if not (path.exists() and path.with_name("args.json").exists()):
         return {}
     record, = _read(path, f"{path} is damaged: restore the file, or remove it")
-    check(path, record, DATA, {"classes", "mean", "std", "image_size"})
+    check(path, record, DATA, DATA)
     return {name: record[name] for name in DATA.keys() & record.keys()}
 
 

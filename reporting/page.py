@@ -78,7 +78,7 @@ def draw_run(run_dir, out=None) -> Path:
     run_dir, out = Path(run_dir), Path(out or run_dir)
     record, metrics = records.read_run(run_dir, "versions", "git", "command", "device", "processes", "epochs",
                                        "dataset", "image_size", "tmp_data_dir",
-                                       *(records.METRICS.keys() - records.OPTIONAL))
+                                       *records.METRICS)
     genotype = genotypes.load_file(run_dir) if (run_dir / "genotype.json").exists() else None
     figures, folder = {}, out / "pictures"
     replace_link(folder)

@@ -150,6 +150,6 @@ def draw_training(metrics: list[dict]) -> Figure:
     for ax, title in zip(axes, ("loss", "accuracy (%)", "schedule, fraction of its maximum")):
         ax.set_title(title, loc="left")
         ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.legend()
     return figure

@@ -40,7 +40,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--arch", default="PDARTS", help="the cell: a name, random:SEED, a run or a file")
     parser.add_argument("--init_channels", type=cli.number(int, 2), default=36, help="channels of the first cell")
     parser.add_argument("--layers", type=cli.number(int, 1), default=20, help="number of cells")
-    parser.add_argument("--batch_size", type=cli.number(int, 2), default=8, help="images per step")
+    parser.add_argument("--batch_size", type=cli.number(int, 2), default=32, help="images per step")
     parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed runs, after one warm-up")
     parser.add_argument("--threads", type=cli.number(int, 1), default=2, help="number of CPU threads")
     parser.add_argument("--json", type=file_to_write, help="write all numbers to this file")

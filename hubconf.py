@@ -47,21 +47,6 @@ def _import(*names: str):
 genotypes, model, records, weights_of = _import("genotypes", "model", "harness.records", "harness.weights")
 
 
-def _omit_none(output: tuple):
-    """The logits; in training with an auxiliary head, the pair of logits and auxiliary logits."""
-    logits, logits_aux = output
-    return logits if logits_aux is None else (logits, logits_aux)
-
-
-def _read(network, path):
-    """An image file as the input (1, 3, H, W) of a network that was loaded from a run. Raises ValueError."""
-    if not hasattr(network, "resize"):
-        raise ValueError("this network has no data.json that says how to resize: load it from a run, or train it again")
-    batches, folders = _import("input_pipeline.batches", "input_pipeline.folders")
-    pixels = folders.square(folders.read_image(str(path))[0], network.resize, network.image_size)
-    return batches.normalise(pixels[None], *batches.normalisation(network, "cpu")).to(network.classifier.weight.device)
-
-
 class _Pickled:
     """Pickled as a call of torch.hub.load, since an unpickling process can't import the classes by their names."""
 
@@ -76,26 +61,30 @@ class _Pickled:
         return twin
 
 
-class NetworkCIFAR(_Pickled, model.NetworkCIFAR):
+class _Classifier(_Pickled):
     """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
 
+    def forward(self, images):
+        logits, logits_aux = super().forward(images)
+        return logits if logits_aux is None else (logits, logits_aux)
+
+    def read(self, path):
+        """An image file as the input (1, 3, H, W) of a network that was loaded from a run. Raises ValueError."""
+        if not hasattr(self, "resize"):
+            raise ValueError("this network has no data.json that says how to resize: load it from a run, or train it "
+                             "again")
+        batches, folders = _import("input_pipeline.batches", "input_pipeline.folders")
+        pixels = folders.square(folders.read_image(str(path))[0], self.resize, self.image_size)
+        images = batches.normalise(pixels[None], *batches.normalisation(self, "cpu"))
+        return images.to(self.classifier.weight.device)
+
+
+class NetworkCIFAR(_Classifier, model.NetworkCIFAR):
     entry = "pdarts_cifar"
 
-    def forward(self, images):
-        return _omit_none(super().forward(images))
 
-    read = _read
-
-
-class NetworkImageNet(_Pickled, model.NetworkImageNet):
-    """images (B, 3, H, W) -> logits (B, num_classes); in training with an auxiliary head (logits, auxiliary logits)."""
-
+class NetworkImageNet(_Classifier, model.NetworkImageNet):
     entry = "pdarts_imagenet"
-
-    def forward(self, images):
-        return _omit_none(super().forward(images))
-
-    read = _read
 
 
 class FeatureInfo(list):

@@ -261,8 +261,7 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
     parallel.broadcast(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
     architect.scaler = scaler = utils.set_precision(network, args.amp)
-    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = utils.sgd(weights, args.learning_rate, args.momentum, args.weight_decay)
+    optimizer = utils.sgd(architect.weights, args.learning_rate, args.momentum, args.weight_decay)
     training = Training(network, optimizer, architect.optimizer, scaler, source.train_batches, source.valid_batches)
     run.keep(**vars(training))
     return architect, training

@@ -1,6 +1,5 @@
 """Errors of the networks against vectors of the published code (tests/golden/README.md): in float64, on a device."""
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import genotypes
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
@@ -92,8 +90,7 @@ def compare_evaluation_network(network: nn.Module, vectors: Vectors) -> None:
 def compare_bilevel_steps(network: nn.Module, vectors: Vectors) -> None:
     """Compare four bilevel steps, each of which updates the alphas, then the weights."""
     architect = Architect(network, 6e-4, 1e-3, 5.0)
-    weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-    optimizer = torch.optim.SGD(weights, float(vectors["learning_rate"]), 0.9, weight_decay=3e-4, fused=True)
+    optimizer = torch.optim.SGD(architect.weights, float(vectors["learning_rate"]), 0.9, weight_decay=3e-4, fused=True)
     batches = {name: vectors[name] for name in ("alpha_images", "alpha_target", "weight_images", "weight_target")}
     expected = {name: vectors[name] for name in ("alpha_loss", "weight_loss", "alphas_normal", "alphas_reduce")}
     for t in range(4):

@@ -25,7 +25,7 @@ from measure import (
     machine,
     peak_bytes,
     saved_bytes,
-    wall_seconds,
+    take_turns,
     write_json,
 )
 
@@ -86,13 +86,7 @@ def main(args: argparse.Namespace) -> None:
     models["plain"].fast = False
     steps = {name: make_step(model, fused=name == "this") for name, model in models.items()}
     inputs = {"plain": images, "this": images.contiguous(memory_format=torch.channels_last)}
-    times = {name: [] for name in steps}
-    for repeat in range(args.repeats + 1):
-        # The two take turns, so that a slow phase of the machine slows both of them.
-        for name, step in steps.items():
-            elapsed = wall_seconds(step, inputs[name], target)
-            if repeat:  # the first run is the warm-up
-                times[name].append(elapsed)
+    times = take_turns({name: (step, inputs[name], target) for name, step in steps.items()}, args.repeats)
     print(f"{machine()}, {args.arch}, C = {args.init_channels}, {args.layers} cells, batch {args.batch_size}, "
           f"median of {args.repeats}")
     rows = {name: {"seconds": statistics.median(times[name]),

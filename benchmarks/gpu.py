@@ -186,8 +186,7 @@ def preload() -> None:
     """Let the server of the groups' processes import what they need, once, and without opening CUDA, as it forks."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # Older versions of Python do not hand their path on to the server.
-    paths = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     processes.set_forkserver_preload(PRELOADED)
 
 

@@ -6,19 +6,15 @@ import argparse
 import contextlib
 import multiprocessing
 import signal
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import evaluation_step
 import golden
 import loops
+import torch
+import torch.nn.functional as F
 from measure import difference, machine, wall_seconds
 from steps import (
     NETWORKS,
@@ -33,6 +29,7 @@ from steps import (
     set_up,
     step_kinds,
 )
+from torch import Tensor
 
 import engine
 import utils

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import engine
 import genotypes
 import train_cifar

@@ -2,7 +2,6 @@
 import argparse
 import copy
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import utils
 from harness.files import replace_file
 
@@ -129,3 +127,14 @@ def wall_seconds(step, *batch) -> float:
     step(*batch)
     synchronize()
     return time.perf_counter() - start
+
+
+def take_turns(calls: dict, repeats: int) -> dict[object, list[float]]:
+    """The seconds of each (step, *batch), `repeats` times after a warm-up; a slow phase of the machine slows all."""
+    times = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            elapsed = wall_seconds(*call)
+            if repeat:
+                times[name].append(elapsed)
+    return times

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from measure import file_to_write, machine, wall_seconds, write_json
+from measure import file_to_write, machine, take_turns, write_json
 
 import export
 import genotypes
@@ -71,13 +71,7 @@ def measure(network: nn.Module, size: int, genotype: genotypes.Genotype, folder:
         difference = export.export(suffix, path, network, program, images, metadata)
         result[suffix] = {"bytes": path.stat().st_size, "difference": difference}
     runtimes = {"eager": network, "onnxruntime": onnx_session(folder / f"{size}.onnx")}
-    times = {name: [] for name in runtimes}
-    for repeat in range(repeats + 1):
-        # The two take turns, so that a slow phase of the machine slows both of them.
-        for name, runtime in runtimes.items():
-            elapsed = wall_seconds(runtime, images[:1])
-            if repeat:  # the first run is the warm-up
-                times[name].append(elapsed)
+    times = take_turns({name: (runtime, images[:1]) for name, runtime in runtimes.items()}, repeats)
     return result | {"seconds": {name: statistics.median(values) for name, values in times.items()}}
 
 

@@ -15,6 +15,7 @@ import copy
 import random
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from measure import (
     machine,
     peak_bytes,
     saved_bytes,
-    wall_seconds,
+    take_turns,
     write_json,
 )
 
@@ -64,22 +65,14 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
-class PlainSteps:
-    """Both steps as a script would first write them."""
-
-    def __init__(self, network: Network):
-        self.model = network
-        network.fast = False
-        alphas = [network.alphas_normal, network.alphas_reduce]
-        weights = [p for p in network.parameters() if all(p is not a for a in alphas)]
-        self.alphas = alphas, torch.optim.Adam(alphas, 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-        self.weights = weights, torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
-
-    def weight(self, images, target):
-        plain_step(self.model, *self.weights, images, target)
-
-    def alpha(self, images, target):
-        plain_step(self.model, *self.alphas, images, target)
+def plain_steps(network: Network) -> dict:
+    """Both steps, by kind, as a script would first write them."""
+    network.fast = False
+    alphas = [network.alphas_normal, network.alphas_reduce]
+    weights = [p for p in network.parameters() if all(p is not a for a in alphas)]
+    sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
+    adam = torch.optim.Adam(alphas, 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    return {"weight": partial(plain_step, network, weights, sgd), "alpha": partial(plain_step, network, alphas, adam)}
 
 
 def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,22 +85,14 @@ def plain_step(model: nn.Module, parameters, optimizer, images: Tensor, target: 
     return loss.detach(), logits.detach()
 
 
-class FastSteps:
-    """Both steps as `train_search.py` takes them."""
-
-    def __init__(self, network: Network, grad_checkpoint: bool, scaler: torch.amp.GradScaler | None = None):
-        self.model = network
-        network.grad_checkpoint = grad_checkpoint
-        weights = [p for name, p in network.named_parameters() if not name.startswith("alphas")]
-        self.optimizer = utils.sgd(weights, 0.025, 0.9, 3e-4)
-        self.architect = Architect(network, 6e-4, 1e-3, 5.0)
-        self.architect.scaler = self.scaler = scaler or torch.amp.GradScaler(enabled=False)
-
-    def weight(self, images, target):
-        weight_step(self.model, self.optimizer, images, target, 5.0, self.scaler)
-
-    def alpha(self, images, target):
-        self.architect.step(images, target)
+def fast_steps(network: Network, grad_checkpoint: bool, scaler: torch.amp.GradScaler | None = None) -> dict:
+    """Both steps, by kind, as `train_search.py` takes them."""
+    network.grad_checkpoint = grad_checkpoint
+    architect = Architect(network, 6e-4, 1e-3, 5.0)
+    architect.scaler = scaler = scaler or architect.scaler
+    optimizer = utils.sgd(architect.weights, 0.025, 0.9, 3e-4)
+    return {"weight": lambda images, target: weight_step(network, optimizer, images, target, 5.0, scaler),
+            "alpha": architect.step}
 
 
 def supernet(layers: int, K: int, args: argparse.Namespace) -> Network:
@@ -125,35 +110,25 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
     target = torch.randint(10, (args.batch_size,), device=args.device)
     check(network, lambda model, *batch: F.cross_entropy(model(batch[0]), batch[1]), images[:4], target[:4])
     network.skip_dropout = 0.2  # most epochs of a search have a rate above 0
-    steps = {mode: PlainSteps(copy.deepcopy(network)) if mode == "plain" else
-             FastSteps(copy.deepcopy(network), mode == "checkpoint") for mode in modes}
+    networks = {mode: copy.deepcopy(network) for mode in modes}
+    steps = {mode: plain_steps(own) if mode == "plain" else fast_steps(own, mode == "checkpoint")
+             for mode, own in networks.items()}
     memory_format = torch.channels_last if args.device == "cpu" else torch.contiguous_format
     inputs = {mode: images if mode == "plain" else images.contiguous(memory_format=memory_format) for mode in modes}
-    times = time_steps(steps, inputs, target, args.repeats)
+    times = take_turns({(mode, kind): (steps[mode][kind], inputs[mode], target) for mode in modes for kind in KINDS},
+                       args.repeats)
     result = {}
-    for mode, step in steps.items():
+    for mode in modes:
         row = {kind: statistics.median(times[mode, kind]) for kind in KINDS}
         # A bilevel step is an alpha step and a weight step; the median is over the sums of both.
         row["bilevel"] = statistics.median(map(sum, zip(times[mode, "weight"], times[mode, "alpha"])))
         # Counting slows a step down, so it comes after all timing.
         for kind in KINDS:
-            row[f"dispatches_{kind}"] = count_dispatches(getattr(step, kind), inputs[mode], target)
-            row[f"kept_{kind}"] = saved_bytes(step.model, inputs[mode], kind) / args.batch_size
-        row["peak"] = peak_bytes(step.weight, inputs[mode], target) / args.batch_size
+            row[f"dispatches_{kind}"] = count_dispatches(steps[mode][kind], inputs[mode], target)
+            row[f"kept_{kind}"] = saved_bytes(networks[mode], inputs[mode], kind) / args.batch_size
+        row["peak"] = peak_bytes(steps[mode]["weight"], inputs[mode], target) / args.batch_size
         result[mode] = row
     return result
-
-
-def time_steps(steps: dict, inputs: dict[str, Tensor], target: Tensor, repeats: int) -> dict[tuple, list[float]]:
-    """The seconds of every repeat, per mode and kind of step."""
-    times = {(mode, kind): [] for mode in steps for kind in KINDS}
-    for repeat in range(repeats + 1):
-        # The modes take turns, so that a slow phase of the machine slows all of them.
-        for mode, kind in times:
-            elapsed = wall_seconds(getattr(steps[mode], kind), inputs[mode], target)
-            if repeat:  # the first run is the warm-up
-                times[mode, kind].append(elapsed)
-    return times
 
 
 # ---- tables

@@ -5,19 +5,15 @@ A name is one of NETWORKS or "small evaluation"; a variant lists its properties,
 import argparse
 import gc
 import statistics
-import sys
 import traceback
-from pathlib import Path
 
+import evaluation_step
+import search_step
 import torch
+from measure import peak_bytes, wall_seconds
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import evaluation_step
-import search_step
-from measure import peak_bytes, wall_seconds
 
 import fast
 import genotypes
@@ -94,9 +90,8 @@ def build(name: str, variant: str, args: argparse.Namespace) -> tuple[nn.Module,
         network.skip_dropout = 0.2  # most epochs of a search have a rate above 0
         if "compiled" in variant:
             fast.compile_cells(network)
-        pair = (search_step.PlainSteps(network) if plain else
-                search_step.FastSteps(network, "checkpointed" in variant, scaler))
-        steps = {"weight": pair.weight, "alpha": pair.alpha}
+        steps = (search_step.plain_steps(network) if plain else
+                 search_step.fast_steps(network, "checkpointed" in variant, scaler))
     else:
         network.drop_path_prob = 0.0 if name == "imagenet" else 0.15  # as published, in the middle of a run
         if "compiled" in variant:

@@ -13,10 +13,10 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import compare
 from harness import cli, records
 from harness.files import replace_file
 from harness.log import log
+from reporting.runs import read_run, state
 
 RECORDS = ("metrics.jsonl", "genotype.json", "genotypes.json", "alphas.npz")
 
@@ -29,11 +29,11 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: Namespace) -> None:
-    found = [compare.read_run(str(path.parent)) for folder in ("runs", "controls")
+    found = [read_run(str(path.parent)) for folder in ("runs", "controls")
              for path in sorted((args.out / folder).glob("*/args.json"))]
     if not found:
         raise ValueError(f"{args.out} holds no runs: pass the --out of experiments/evidence.py")
-    finished = [run for run in found if compare.state(run) == "finished"]
+    finished = [run for run in found if state(run) == "finished"]
     for run in finished:
         if run["kind"] == "search":
             records.read_alphas(run["path"])

@@ -27,6 +27,7 @@ from harness.files import replace_file
 from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
 from reporting.figures import render, style
+from reporting.runs import read_run
 from reporting.tables import BLANK, COLORS
 
 HEAD = ["cells", "n", "difference (points)", "95% interval", "p", "difference (std of random cells)"]
@@ -120,7 +121,7 @@ def main(args: Namespace) -> None:
     for setting, cells in settings.items():
         print((f"\n{setting}:\n\n" if len(settings) > 1 else "") + tables.markdown([HEAD, *compare_kinds(cells)]))
     if args.plot:
-        runs = [compare.read_run(run_dir) for run_dir in args.run_dirs]
+        runs = [read_run(run_dir) for run_dir in args.run_dirs]
         plot(settings, {run["name"]: run["args"] for run in runs}, args.plot)
 
 

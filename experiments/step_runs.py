@@ -4,12 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
-import compare
 import genotypes
 import progressive
 from experiments.matrix import Step
 from harness import checkpoints, records
 from harness.files import replace_file
+from reporting.runs import read_run, state
 
 
 def find_run(out: Path, step: Step) -> dict | None:
@@ -22,18 +22,18 @@ def find_run(out: Path, step: Step) -> dict | None:
         return None
     if len(found) > 1:
         raise ValueError(f"{found[0]} and {found[1]} are runs of the same step: move one away")
-    return compare.read_run(str(found[0]))
+    return read_run(str(found[0]))
 
 
 def is_finished(run: dict) -> bool:
     """Whether the report is written, which is a run's last file; a resumed evaluation rewrites its genotype.json."""
     genotype, report = run["path"] / "genotype.json", run["path"] / "report.html"
-    return (compare.state(run) == "finished" and report.exists()
+    return (state(run) == "finished" and report.exists()
             and report.stat().st_mtime_ns >= genotype.stat().st_mtime_ns)
 
 
 def describe_state(run: dict | None) -> str:
-    return "to do" if run is None else "finished" if is_finished(run) else f"at {compare.state(run)}"
+    return "to do" if run is None else "finished" if is_finished(run) else f"at {state(run)}"
 
 
 def check_run(out: Path, step: Step) -> None:

@@ -13,9 +13,9 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import compare
 from harness import cli, records
 from reporting import tables
+from reporting.runs import read_run, state
 
 TRAITS = ("error, test (%)", "error, training (%)", "skips", "pools", "sep_conv", "dil_conv", "edges from inputs")
 
@@ -35,9 +35,9 @@ def correlation(first: list[float], second: list[float]) -> str:
 
 
 def main(args: Namespace) -> None:
-    runs = [compare.read_run(run_dir) for run_dir in args.run_dirs]
+    runs = [read_run(run_dir) for run_dir in args.run_dirs]
     for run in runs:
-        if run["kind"] == "search" or compare.state(run) != "finished":
+        if run["kind"] == "search" or state(run) != "finished":
             raise ValueError(f"{run['name']} is not a finished evaluation run: omit it")
         records.read_run(run["path"], "train_acc")  # raises ValueError if an epoch lacks it
     if len(runs) < 3:

@@ -19,6 +19,7 @@ from harness import cli, records, weights
 from harness.log import log
 from reporting import tables
 from reporting.page import training_command
+from reporting.runs import read_run
 
 ROOT = Path(__file__).parent.parent
 FOUND = genotypes.load("random:3")
@@ -475,7 +476,7 @@ def test_a_run_directory_is_a_path_whatever_its_name_is(name, tmp_path, monkeypa
     cell = genotypes.load("random:7")
     monkeypatch.chdir(tmp_path)
     write_evaluation(Path(name), [0.0, 95.0], cell)
-    assert compare.read_run(name)["genotype"] == genotypes.load_file(name) == cell
+    assert read_run(name)["genotype"] == genotypes.load_file(name) == cell
     assert genotypes.load(records.arch_of(argparse.Namespace(resume=name, arch="PDARTS"))) == cell
     weights.save(Path(name, "weights.pt"), hubconf.pdarts_cifar(cell, 10, 2, 3))
     assert hubconf.pdarts_cifar(weights=name).arguments[0] == str(cell)

@@ -4,12 +4,12 @@ from PIL import Image
 from scripts import figures, run
 from test_compare import write_evaluation, write_search
 
-import compare
 import genotypes
 import utils
 from experiments import differences
 from experiments.differences import Cell
 from model import NetworkCIFAR
+from reporting.runs import read_run
 
 SIZE = {"init_channels": 8, "layers": 8, "image_size": 16}
 
@@ -71,7 +71,7 @@ def test_the_multiply_adds_are_those_of_the_trained_network():
 
 def test_the_figure_has_a_dot_per_cell_and_names_the_kinds(runs, tmp_path):
     settings = differences.read_settings(runs)
-    options = {run["name"]: run["args"] for run in map(compare.read_run, runs)}
+    options = {run["name"]: run["args"] for run in map(read_run, runs)}
     for name in ("sizes.svg", "sizes.png"):
         differences.plot(settings, options, tmp_path / name)
     text = (tmp_path / "sizes.svg").read_text()

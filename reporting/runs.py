@@ -1,0 +1,40 @@
+"""A run's records as one dictionary, how far the run is, and what it has cost."""
+from pathlib import Path
+
+import genotypes
+from harness import records
+
+
+def read_run(run_dir: str, *needed: str) -> dict:
+    """A run directory's content: the entries of args.json, name, path, metrics and genotype.
+
+    needed: more entries than `state` and `hours` need, see `records.read_run`. Raises ValueError.
+    """
+    path = Path(run_dir)
+    record, metrics = records.read_run(path, "device", "processes", "dataset", "epochs", "seed", "arch", "stage",
+                                       "epoch", "seconds", "test_acc", *needed)
+    genotype = genotypes.load_file(path) if (path / "genotype.json").exists() else None
+    args = records.OLD_MEANING[record["kind"]] | record["args"]
+    args = {key: value for key, value in args.items() if value is not None}
+    if limit := args.pop("max_multiply_adds", None):  # it chose the channels, which differ between cells
+        args["init_channels"] = f"at most {limit:g}M multiply-adds"
+    folder = args.pop("tmp_data_dir", "")
+    if args["dataset"] in ("folder", "imagenet"):  # its name is the dataset's, on any machine
+        args["tmp_data_dir"] = Path(folder).name
+    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args}
+
+
+def state(run: dict) -> str:
+    """"finished", or the progress of an unfinished run."""
+    if not run["metrics"]:
+        return "no epoch yet"
+    last, epochs = run["metrics"][-1], run["args"]["epochs"]
+    if (run["genotype"] is not None) if run["kind"] == "search" else (last["epoch"] + 1 == epochs):
+        return "finished"
+    return (f"stage {last['stage']}, " if run["kind"] == "search" else "") + f"epoch {last['epoch'] + 1}/{epochs}"
+
+
+def hours(run: dict, stages=(1, 2, 3)) -> float:
+    """The device-hours of a run, or of some stages of a search."""
+    rows = [record for record in run["metrics"] if record.get("stage", 1) in stages]
+    return records.device_hours(rows, run["processes"])

@@ -148,11 +148,6 @@ def image_folders(root: Path) -> tuple[Folder, Folder]:
                  for path, found, _ in scans)
 
 
-def imagenet_folders(root: str) -> tuple[Folder, Folder]:
-    """Training and validation images of ROOT/imagenet or ROOT. Raises as `image_folders`."""
-    return image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
-
-
 def digest_names(*folders: Folder) -> str:
     """SHA-256 of the images' names below these folders, in order."""
     names = "\n".join(path.removeprefix(str(folder.path)) for folder in folders for path, _ in folder.samples)

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from harness import parallel
 from harness.log import log
 from input_pipeline.batches import batch_per_rank, for_convolutions
-from input_pipeline.folders import Folder, digest_names, imagenet_folders, read_image, square
+from input_pipeline.folders import Folder, digest_names, image_folders, read_image, square
 from input_pipeline.sets import describe
 from input_pipeline.splits import hold_out
 
@@ -111,7 +112,7 @@ def outlive_signals(main: int, worker: int):
 
 def open_folders(root: str, image_size: int) -> tuple[Folder, Folder, dict]:
     """Training and validation images of ROOT/imagenet or ROOT, and their description. Raises as `image_folders`."""
-    train, val = imagenet_folders(root)
+    train, val = image_folders(Path(root, "imagenet") if Path(root, "imagenet/train").is_dir() else Path(root))
     return train, val, describe(train.classes, *STATS, image_size, resize_side(image_size),
                                 (label for _, label in train.samples), digest_names(train, val))
 

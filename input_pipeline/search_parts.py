@@ -83,10 +83,7 @@ def seek(source: SearchData, stage: int, epoch: int, done: int, args: Namespace)
 
 def open_data(args: Namespace, device: torch.device) -> SearchData:
     """The data that the options select. Raises ValueError, OSError."""
-    if args.dataset != "imagenet":
-        return in_memory(args, device)
-    batch_size = batch_per_rank(args.batch_size, parallel.world_size())  # before listing a million files
-    return from_files(args, batch_size, device)
+    return (from_files if args.dataset == "imagenet" else in_memory)(args, device)
 
 
 def in_memory(args: Namespace, device: torch.device) -> SearchData:
@@ -109,9 +106,10 @@ def in_memory(args: Namespace, device: torch.device) -> SearchData:
     return SearchData(weights, alphas, validation, tuple(len(target) for _, target in splits), data)
 
 
-def from_files(args: Namespace, batch_size: int, device: torch.device) -> SearchData:
-    """Two stratified splits of a tree of image files; `batch_size` is per rank."""
+def from_files(args: Namespace, device: torch.device) -> SearchData:
+    """Two stratified splits of a tree of image files."""
     ranks = parallel.rank(), parallel.world_size()
+    batch_size = batch_per_rank(args.batch_size, parallel.world_size())  # before listing a million files
     train, _, data = imagenet.open_folders(args.tmp_data_dir, args.image_size)
     splits = stratified_split(train.samples, train.classes, args.train_portion, args.valid_portion,
                               utils.derive_seed(args.seed, 2))

@@ -20,7 +20,7 @@ import train_search
 import utils
 from genotypes import PRIMITIVES
 from input_pipeline import search_parts
-from input_pipeline.folders import imagenet_folders
+from input_pipeline.imagenet import open_folders
 from model import NetworkImageNet
 from model_search import Network
 from operations import FactorizedReduce, global_average_pool
@@ -144,7 +144,7 @@ def test_an_image_that_cannot_be_read_stops_the_search_saved_and_it_goes_on(tmp_
     folder = write_images(tmp_path / "images", val=1)
     options = options_for(folder, tmp_path / "calm", "--image_size", 32, "--workers", 0)
     assert run(SEARCH, *options).code == 0
-    train = imagenet_folders(str(folder))[0]
+    train = open_folders(str(folder), 32)[0]
     seed = utils.derive_seed(2, 2)
     for name, part in zip(("weights", "alphas"),
                           search_parts.stratified_split(train.samples, train.classes, 0.5, 0.34, seed)):

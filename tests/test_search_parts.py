@@ -9,7 +9,7 @@ from test_batches import random_set
 from test_sets import one_error_line
 
 from input_pipeline import search_parts
-from input_pipeline.folders import imagenet_folders
+from input_pipeline.imagenet import open_folders
 from input_pipeline.search_parts import search_split
 
 
@@ -77,7 +77,7 @@ def test_a_part_in_memory_without_a_class_is_refused(labels, portions, owner, cl
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     folder = write_images(tmp_path_factory.mktemp("files"), val=1)
-    return imagenet_folders(str(folder))[0].samples  # 24
+    return open_folders(str(folder), 32)[0].samples  # 24
 
 
 def stream(samples, number=0, workers=0, **place):

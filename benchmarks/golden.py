@@ -59,10 +59,6 @@ def largest_error(name: str, variant: str, device: str) -> float:
     return float(torch.stack(vectors.errors).max())  # NaN counts as the largest
 
 
-def gradients(network: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in network.named_parameters()}
-
-
 def compare_supernet(network: nn.Module, vectors: Vectors) -> None:
     logits = network(vectors["input"])
     loss = F.cross_entropy(logits, vectors["target"])
@@ -70,7 +66,7 @@ def compare_supernet(network: nn.Module, vectors: Vectors) -> None:
     for actual, name in ((logits, "logits_train"), (loss, "loss"), (network.alphas_normal.grad, "grad_alphas_normal"),
                          (network.alphas_reduce.grad, "grad_alphas_reduce")):
         vectors.compare(actual, vectors[name])
-    vectors.compare_norms(gradients(network), "gradnorm/")
+    vectors.compare_norms({name: p.grad for name, p in network.named_parameters()}, "gradnorm/")
     vectors.compare(network.eval()(vectors["input"]), vectors["logits_eval_after"])
 
 
@@ -84,7 +80,7 @@ def compare_evaluation_network(network: nn.Module, vectors: Vectors) -> None:
     loss.backward()
     vectors.compare(logits, vectors["logits_train"])
     vectors.compare(loss, vectors["loss"])
-    vectors.compare_norms(gradients(network), "gradnorm/")
+    vectors.compare_norms({name: p.grad for name, p in network.named_parameters()}, "gradnorm/")
 
 
 def compare_bilevel_steps(network: nn.Module, vectors: Vectors) -> None:

@@ -83,9 +83,6 @@ class Report:
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
 
-    def seconds_left(self) -> float:
-        return 60 * self.args.minutes - self.elapsed()
-
     def add(self, what: str, variant: str, result: dict) -> None:
         """Add a row, or complete the one of this step and variant."""
         row = self.find(what, variant)
@@ -140,7 +137,7 @@ def is_wrong(row: dict, bounds: dict[str, float]) -> bool:
 def measure_group(report: Report, group: str) -> None:
     """Add the rows of a group, which a process of its own measures: at most until the time is over."""
     most = report.args.compile_seconds if group.startswith("compiled") else MAX_SECONDS
-    limit = most if group == "device" else min(most, report.seconds_left())
+    limit = most if group == "device" else min(most, 60 * report.args.minutes - report.elapsed())
     if limit <= 0:
         return report.add(group, "", {"note": "left out: no time"})
     reader, writer = processes.Pipe(duplex=False)

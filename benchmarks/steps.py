@@ -118,15 +118,10 @@ def measure_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str
     result = {}
     for kind, step in steps.items():
         elapsed = step_seconds(step, batch, args)
-        result[kind] = {"seconds": elapsed, "images_per_second": len(batch[0]) / elapsed,
-                        "peak_mb": peak_mb(step, *batch)}
+        peak = peak_bytes(step, *batch)  # without weights and optimizer, which a GPU's number includes
+        peak = torch.cuda.max_memory_allocated() if batch[0].is_cuda else peak
+        result[kind] = {"seconds": elapsed, "images_per_second": len(batch[0]) / elapsed, "peak_mb": peak / 1e6}
     return result
-
-
-def peak_mb(step, *batch) -> float:
-    """The peak of torch's allocations in a step: on a GPU with weights and optimizer, on a CPU above them."""
-    above = peak_bytes(step, *batch)
-    return (torch.cuda.max_memory_allocated() if batch[0].is_cuda else above) / 1e6
 
 
 def profile_steps(name: str, variant: str, args: argparse.Namespace) -> dict[str, tuple[int, float]]:

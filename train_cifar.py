@@ -51,7 +51,9 @@ def main(args: Namespace) -> None:
     with parallel.rank0_first():  # one rank downloads
         dataset = load(args.dataset, args.tmp_data_dir, args.image_size)
     image_size = dataset.train_images.size(-1)
-    check_size(args, image_size)
+    if args.auxiliary and image_size < 29:  # its input is 1/4 of their size
+        raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: omit it, or use "
+                         "--image_size 32")
     if args.eval:
         dataset = as_in_run(dataset, args.weights)
     if args.max_multiply_adds is not None:
@@ -92,13 +94,6 @@ def main(args: Namespace) -> None:
         # The checkpoint, and best.pt if this epoch is the best so far.
         engine.end_epoch(run, network, record)
     engine.report(run, network, test_batches(), dataset.classes, files, dataset.test_images.__getitem__)
-
-
-def check_size(args: Namespace, image_size: int) -> None:
-    """Raise ValueError if the images are too small for the auxiliary head, whose input is 1/4 of their size."""
-    if args.auxiliary and image_size < 29:
-        raise ValueError(f"--auxiliary needs images of 29x29 or more, not {image_size}x{image_size}: omit it, or use "
-                         "--image_size 32")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ from reporting.figures import CELLS
 
 CURVES = ["#0072B2", "#D55E00"]  # from the palette in cells.py
 
-
-# ---- a run: alphas and curves over the epochs of all its stages
-
 def softmax(alphas: numpy.ndarray) -> numpy.ndarray:
     """The candidates' probabilities: (..., K) -> (..., K)."""
     exp = numpy.exp(alphas - alphas.max(-1, keepdims=True))

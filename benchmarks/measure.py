@@ -68,9 +68,7 @@ def check(network: nn.Module, loss_of, images: Tensor, target: Tensor) -> None:
 class DispatchCounter(TorchDispatchMode):
     """Counts the dispatched operators: forward, backward and optimizer."""
 
-    def __init__(self):
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1

@@ -116,17 +116,6 @@ class Progress:
     alphas: dict = field(default_factory=dict)  # content of alphas.npz
 
 
-@dataclass
-class Training:
-    """The parts of a stage's training, named as in the checkpoint."""
-    network: Network
-    optimizer: torch.optim.Optimizer
-    alpha_optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    train_batches: object  # Batches or FileBatches, for the weights
-    valid_batches: object  # for the alphas
-
-
 @process.restored()
 def main(args: Namespace) -> None:
     stages = make_stages(args)
@@ -141,19 +130,19 @@ def main(args: Namespace) -> None:
     log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates
         # Each stage begins with fresh weights and fresh alphas.
-        architect, training = build_stage(stage, run, source, device)
+        architect, optimizer = build_stage(stage, run, source, device)
         for epoch in run.epochs_left():
             label = f"stage {stage.number} epoch {epoch}"
-            meter = engine.Meter(label, len(training.train_batches), args.report_freq, run.seconds_left)
+            meter = engine.Meter(label, len(source.train_batches), args.report_freq, run.seconds_left)
             with run.epoch(meter):  # on a signal or a bad image, saves run and meter mid-epoch
                 search_parts.seek(source, stage.number, epoch, meter.steps, args)
-                record = search_epoch(stage, epoch, architect, training, meter, args)
+                record = search_epoch(stage, epoch, architect, optimizer, source, meter, args)
                 if epoch >= args.epochs - 4:  # the last 4 epochs of a stage, as published
-                    record |= engine.validate(training.network, source.validation(), label, meter)
+                    record |= engine.validate(architect.model, source.validation(), label, meter)
             end_epoch(run, architect, record)
         log_choices(run.metrics[-1])
         # The weakest candidates of each edge are dropped, so the next supernet can be deeper in the same memory.
-        choices = read_choices(run.state, training.network)
+        choices = read_choices(run.state, architect.model)
         if stage.num_drop:
             start_next_stage(run, stage, choices)
     # The strongest candidates of stage 3 form the cell, whose skip-connects are then limited (section 3.3).
@@ -162,15 +151,15 @@ def main(args: Namespace) -> None:
         report(run, genotype, restricted, device)
 
 
-def search_epoch(stage: Stage, epoch: int, architect: Architect, training: Training, meter: engine.Meter,
-                 args: Namespace) -> dict:
+def search_epoch(stage: Stage, epoch: int, architect: Architect, optimizer: torch.optim.Optimizer, source: SearchData,
+                 meter: engine.Meter, args: Namespace) -> dict:
     """One pass over the weights' images -> its record. After warm-up every step is bilevel: alphas, then weights."""
-    network, optimizer = training.network, training.optimizer
+    network = architect.model
     optimizer.param_groups[0]["lr"] = lr = engine.cosine(args.learning_rate, args.learning_rate_min, epoch, args.epochs)
     network.skip_dropout = progressive.skip_dropout_rate(stage.skip_dropout, epoch, args.epochs, args.warmup_epochs)
     bilevel = epoch >= args.warmup_epochs
     # The alphas have their own endless stream of batches; warm-up takes none of it.
-    pairs = ((batch, training.valid_batches.next() if bilevel else None) for batch in training.train_batches)
+    pairs = ((batch, source.valid_batches.next() if bilevel else None) for batch in source.train_batches)
     for (images, target), held_out in meter.remaining(pairs):
         # Reseeding each step makes a resumed run equal an uninterrupted one.
         utils.seed_everything(args.seed, stage.number, 1 + epoch, meter.steps)
@@ -178,14 +167,14 @@ def search_epoch(stage: Stage, epoch: int, architect: Architect, training: Train
         if bilevel:
             architect.step(*held_out)
         # Then the weights take their step with the alphas fixed.
-        loss, logits = weight_step(network, optimizer, images, target, args.grad_clip, training.scaler)
+        loss, logits = weight_step(network, optimizer, images, target, args.grad_clip, architect.scaler)
         meter.update(loss, logits, target)
     loss, top1, _ = meter.finish()
     parallel.broadcast(network, buffers_only=True)  # batch norm statistics differ between ranks
     weights.check_finite(network, meter.label)
     return {"stage": stage.number, "epoch": epoch, "lr": lr, "skip_dropout": network.skip_dropout, "train_loss": loss,
             "train_acc": top1, "valid_loss": None, "valid_acc": None, **meter.timing,
-            "alpha_steps": len(training.train_batches) * max(0, epoch + 1 - args.warmup_epochs)}
+            "alpha_steps": len(source.train_batches) * max(0, epoch + 1 - args.warmup_epochs)}
 
 
 def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, grad_clip: float,
@@ -249,8 +238,9 @@ def log_start(run: Run, source: SearchData) -> None:
              f"steps and {(args.epochs - args.warmup_epochs) * steps} alpha steps")
 
 
-def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device) -> tuple[Architect, Training]:
-    """A stage's supernet, optimizers and batches, restored from the checkpoint if the run is resumed in the stage."""
+def build_stage(stage: Stage, run: Run, source: SearchData,
+                device: torch.device) -> tuple[Architect, torch.optim.Optimizer]:
+    """A stage's supernet with its optimizers, restored from the checkpoint if the run is resumed in the stage."""
     args = run.args
     utils.seed_everything(args.seed, stage.number)
     network = Network(stage.channels, len(source.data["classes"]), stage.layers, run.state.normal, run.state.reduce,
@@ -260,11 +250,11 @@ def build_stage(stage: Stage, run: Run, source: SearchData, device: torch.device
         fast.compile_cells(network)
     parallel.broadcast(network)
     architect = Architect(network, args.arch_learning_rate, args.arch_weight_decay, args.grad_clip)
-    architect.scaler = scaler = utils.set_precision(network, args.amp)
+    architect.scaler = utils.set_precision(network, args.amp)
     optimizer = utils.sgd(architect.weights, args.learning_rate, args.momentum, args.weight_decay)
-    training = Training(network, optimizer, architect.optimizer, scaler, source.train_batches, source.valid_batches)
-    run.keep(**vars(training))
-    return architect, training
+    run.keep(network=network, optimizer=optimizer, alpha_optimizer=architect.optimizer, scaler=architect.scaler,
+             train_batches=source.train_batches, valid_batches=source.valid_batches)
+    return architect, optimizer
 
 
 def end_epoch(run: Run, architect: Architect, record: dict) -> None:

@@ -1,6 +1,5 @@
 """The three scripts' own loops on random images, for gpu.py: their rates, and whether one of their steps waits."""
 import argparse
-import dataclasses
 import io
 import sys
 import time
@@ -57,11 +56,11 @@ def search(args: argparse.Namespace, amp: str, folder: Path) -> Loop:
     search_parts.load = lambda *_: dataset  # instead of the files of CIFAR-10
     run = SimpleNamespace(args=options, state=train_search.Progress(), keep=lambda **parts: None)
     stage, source = train_search.make_stages(options)[0], search_parts.open_data(options, device)
-    architect, training = train_search.build_stage(stage, run, source, device)
+    architect, optimizer = train_search.build_stage(stage, run, source, device)
 
     def train(batches, meter):
-        own = dataclasses.replace(training, train_batches=batches)
-        return train_search.search_epoch(stage, options.warmup_epochs, architect, own, meter, options)
+        return train_search.search_epoch(stage, options.warmup_epochs, architect, optimizer,
+                                         source._replace(train_batches=batches), meter, options)
     return Loop(source.train_batches, train)
 
 

@@ -247,13 +247,12 @@ def test_an_epoch_touches_the_validation_stream_only_after_warm_up_and_alphas_go
         return valid
 
     monkeypatch.setattr(train_search, "weight_step", weight_step)
-    architect = SimpleNamespace(step=alpha_step)
-    parts = SimpleNamespace(network=learner.network, optimizer=learner.optimizer, scaler=None,
-                            train_batches=[train] * 3, valid_batches=SimpleNamespace(next=next_valid))
+    architect = SimpleNamespace(step=alpha_step, model=learner.network, scaler=None)
+    source = SimpleNamespace(train_batches=[train] * 3, valid_batches=SimpleNamespace(next=next_valid))
     args = train_search.get_args_parser().parse_args([])
     stage = progressive.stage_table(5, 16, [6, 12], [0, 0], [0.1, 0.4, 0.7])[0]
     epoch = args.warmup_epochs if learn_alphas else args.warmup_epochs - 1
-    train_search.search_epoch(stage, epoch, architect, parts, engine.Meter("", 3, 50), args)
+    train_search.search_epoch(stage, epoch, architect, learner.optimizer, source, engine.Meter("", 3, 50), args)
     assert steps == expected
 
 

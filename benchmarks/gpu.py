@@ -105,9 +105,6 @@ class Report:
     def find(self, what: str, variant: str) -> dict:
         return gpu_groups.find(self.rows, what, variant)
 
-    def seconds(self, what: str, variant: str) -> float | None:
-        return self.find(what, variant).get("seconds")
-
     def reject_wrong(self) -> None:
         """Raise ValueError if a group has failed, or a number is NaN, exceeds its bound or is missing."""
         bounds = {what: bound for what, bound in MAX_ERRORS.items() if what != "waits" or self.args.device == "cuda"}
@@ -195,7 +192,7 @@ def ended(status: int) -> str:
 
 def stage_cost(report: Report, stage: str, variant: str) -> float | None:
     """Seconds of a search stage per weight batch: 25 epochs, the last 15 of them bilevel."""
-    weight, alpha = (report.seconds(f"{stage} {kind}", variant) for kind in ("weight", "alpha"))
+    weight, alpha = (report.find(f"{stage} {kind}", variant).get("seconds") for kind in ("weight", "alpha"))
     return 25 * weight + 15 * alpha if weight and alpha else None
 
 
@@ -213,7 +210,7 @@ def add_hours(report: Report) -> None:
             report.add("published search", variant, {"hours": hours})
         for name, epochs, images, batch_size in (("evaluation", 600, 50_000, args.evaluation_batch_size),
                                                  ("imagenet", 250, 1_281_167, args.imagenet_batch_size)):
-            if training := report.seconds(f"{name} training", variant):
+            if training := report.find(f"{name} training", variant).get("seconds"):
                 hours = epochs * math.ceil(images / batch_size) * training / 3600
                 report.add(f"published {name}", variant, {"hours": hours})
 
@@ -224,7 +221,7 @@ def add_verdicts(report: Report) -> None:
     for name in NETWORKS:
         def cost(variant, name=name):
             return (stage_cost(report, name, variant) if name in STAGES else
-                    report.seconds(f"{name} {step_kinds(name)[0]}", variant))
+                    report.find(f"{name} {step_kinds(name)[0]}", variant).get("seconds"))
         fast, definition = cost("fast"), cost("definition")
         if not (fast and definition):
             report.add(f"quicker {name}", "", {"note": "unknown: not timed both ways"})

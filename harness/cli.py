@@ -255,7 +255,7 @@ def run(main, parse) -> None:
 def _is_first() -> bool:
     """Whether this process is alone, or the first of several, before their rendezvous; if in doubt, True."""
     try:
-        return not launchers.launched() or os.environ["RANK"] == "0"
+        return launchers.rank() == 0
     except ValueError:  # an incomplete set of variables, rejected later
         return True
 

@@ -154,6 +154,7 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
     Exits with status 2 if it contradicts them, or itself.
     """
     args = parser.parse_args(argv)
+    given = vars(parser.parse_args(argv, Namespace(**dict.fromkeys(vars(args)))))  # None: not on the command line
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         parser.error("--tensorboard: TensorBoard is not installed; pip install tensorboard, or omit it")
     if args.resume is not None:
@@ -162,16 +163,14 @@ def parse_args(parser: Parser, kind: str, argv: list[str] | None = None) -> Name
             raise ValueError(f"--resume {args.resume} is a run of kind {record['kind']}, not {kind}: "
                              "use its own script")
         saved = _parse_saved(parser, Path(args.resume, "args.json"), record)
-        unset = Namespace(**dict.fromkeys(vars(args)))  # None: not on the command line
-        for name, value in vars(parser.parse_args(argv, unset)).items():
+        for name, value in given.items():
             if value is None:
                 setattr(args, name, saved[name])
             elif name not in MAY_CHANGE and value != saved[name]:
                 parser.error(f"--{name} {value} differs from the run's {saved[name]}: omit it with --resume")
     if "eval" in args and args.eval != bool(args.weights):
         parser.error("--eval and --weights go together: --eval --weights FILE tests the weights in FILE")
-    given = parser.parse_args(argv, Namespace(init_channels=None)).init_channels
-    if vars(args).get("max_multiply_adds") is not None and args.resume is None and given is not None:
+    if vars(args).get("max_multiply_adds") is not None and args.resume is None and given["init_channels"] is not None:
         parser.error("--max_multiply_adds chooses the channels, so --init_channels is unused: omit one")
     if "eval" in args and args.predictions and not args.eval:
         parser.error("--predictions goes with --eval: a training run writes predictions.csv without it")

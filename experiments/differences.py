@@ -28,7 +28,7 @@ from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
 from reporting.figures import render, style
 from reporting.runs import read_run
-from reporting.tables import BLANK, COLORS
+from reporting.tables import BLANK, COLORS, signed
 
 HEAD = ["cells", "n", "difference (points)", "95% interval", "p", "difference (std of random cells)"]
 
@@ -68,10 +68,6 @@ def compare_kinds(cells: list[Cell]) -> list[list[str]]:
                       BLANK if found.low is None else f"{signed(found.low)} to {signed(found.high)}", f"{found.p:.4f}",
                       signed(found.value / std, 1) if std else BLANK])
     return lines
-
-
-def signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 # ---- figure

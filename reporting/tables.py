@@ -18,6 +18,10 @@ COLORS = {"P-DARTS": "#0072B2", "without skip dropout": "#56B4E9", "one stage": 
 
 # ---- tables
 
+def signed(value: float | None, digits: int = 2) -> str:
+    return BLANK if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
 def format_row(row: dict) -> dict[str, str]:
     """A row as {column: text}; errors are of the test set, mean ± standard deviation."""
     def show(key: str, digits: int, unit: float = 1) -> str:
@@ -30,9 +34,6 @@ def format_row(row: dict) -> dict[str, str]:
     def count(key: str) -> str:
         return BLANK if row[key] is None else f"{row[key]:.3g}"  # a mean may be fractional
 
-    def difference(key: str, digits: int) -> str:
-        return BLANK if row[key] is None else f"{row[key]:+.{digits}f}".replace("-", "−")
-
     n = BLANK if row["n"] is None else f"{row['n']} {row['over'].removesuffix('s') if row['n'] == 1 else row['over']}"
     seeds = row["seed"] if isinstance(row["seed"], list) else [] if row["seed"] is None else [row["seed"]]
     return {"search, or cell": row["run"] or row["cell"], "data": row["data"] or BLANK,
@@ -41,8 +42,8 @@ def format_row(row: dict) -> dict[str, str]:
             "mult-adds (M)": show("multiply_adds", 1, 1e6), "search (h)": show("hours", 2),
             "device": row["device"] or BLANK, "evaluation": ", ".join(describe_setting(row["setting"])) or BLANK,
             "evaluation (h)": show("evaluation_hours", 2), "n": n,
-            "top-1 error, last epoch (%)": error("last"), "vs random (points)": difference("difference", 2),
-            "vs random (std)": difference("difference_in_std", 1), "top-1 error, best epoch (%)": error("best"),
+            "top-1 error, last epoch (%)": error("last"), "vs random (points)": signed(row["difference"]),
+            "vs random (std)": signed(row["difference_in_std"], 1), "top-1 error, best epoch (%)": error("best"),
             "validation error, best epoch (%)": error("valid"),
             "unfinished": "; ".join(name_unfinished(row)) or BLANK}
 

@@ -44,11 +44,6 @@ def products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return first @ second.T / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-300)
 
 
-def without_means(probs: np.ndarray) -> np.ndarray:
-    """Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges."""
-    return probs - probs.mean(axis=0)
-
-
 def same_choice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whether an edge of the first search prefers the same operation as one of the second, (14, 14)."""
     eligible = [i for i, name in enumerate(PRIMITIVES) if name != "none"]
@@ -60,8 +55,9 @@ def compare(searches: list[np.ndarray]) -> list[str]:
     """The columns of HEAD from "pairs" on, for one cell's probabilities (14, 8) in each search."""
     pairs = list(itertools.combinations(range(len(searches)), 2))
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
-    beyond = significance.agreement({(a, b): products(without_means(searches[a]), without_means(searches[b]))
-                                     for a, b in pairs})
+    # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
+    centred = [probs - probs.mean(axis=0) for probs in searches]
+    beyond = significance.agreement({(a, b): products(centred[a], centred[b]) for a, b in pairs})
     same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
     return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{same.value:.1f}",
             f"{same.by_chance:.1f}", f"{same.p:.4f}"]

@@ -85,9 +85,10 @@ def image_net(args: argparse.Namespace, amp: str, folder: Path) -> Loop:
                          args.device, "--batch_size", args.imagenet_batch_size, "--init_channels",
                          args.imagenet_channels, "--layers", args.imagenet_cells, "--workers", args.workers)
     device = utils.pick_device(options.device, amp=amp)
-    loader, _, classes = imagenet.loaders(options.tmp_data_dir, options.image_size, options.batch_size,
-                                          options.workers, options.seed, device)
-    network = NetworkImageNet(options.init_channels, len(classes), options.layers, True, genotypes.load(options.arch))
+    loader, _, data = imagenet.loaders(options.tmp_data_dir, options.image_size, options.batch_size, options.workers,
+                                       options.seed, device)
+    network = NetworkImageNet(options.init_channels, len(data["classes"]), options.layers, True,
+                              genotypes.load(options.arch))
     return Loop(loader, evaluation_training(network.to(device), options))
 
 

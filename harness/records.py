@@ -52,7 +52,8 @@ def is_valid(value, entry) -> bool:
 
 def check(path, record: dict, entries: dict, needed) -> None:
     """Raise ValueError, which names the entry, if one of `needed` is missing, or one is not what it must be."""
-    needed = set(needed).difference(*(group for group in TOGETHER if not group & record.keys()))
+    older = [group for group in TOGETHER if group <= entries.keys() and not group & record.keys()]
+    needed = set(needed).difference(*older)
     for name, entry in entries.items():
         if name not in record and name in needed:
             raise ValueError(f"{path} has no {name!r}: restore the file")

@@ -102,7 +102,8 @@ CASES = [("compare", SEARCH, "args.json"), ("compare", TRAINING, "args.json"), (
          ("compare", SEARCH, "metrics.jsonl"), ("compare", TRAINING, "metrics.jsonl"),
          ("visualize", SEARCH, "metrics.jsonl"), ("visualize", TRAINING, "metrics.jsonl"),
          ("compare", SEARCH, "genotypes.json"), ("visualize", SEARCH, "genotypes.json"),
-         ("compare", SEARCH, "genotype.json"), ("compare", TRAINING, "genotype.json"), ("hub", TRAINING, "data.json")]
+         ("compare", SEARCH, "genotype.json"), ("compare", TRAINING, "genotype.json"), ("hub", TRAINING, "data.json"),
+         ("visualize", TRAINING, "classes.json")]
 
 
 @pytest.fixture

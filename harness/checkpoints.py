@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.files import write_file
+from harness.files import read_file, write_file
 
 
 def save(run_dir: Path, checkpoint: dict) -> None:
@@ -39,7 +39,7 @@ def load(run_dir: Path, kind: str) -> dict | None:
 
 def read(path: Path, kind: str) -> dict | None:
     """The checkpoint in a file, on the CPU, or None if it is damaged or of another kind of run; never runs code."""
-    content = path.read_bytes()
+    content = read_file(path)
     if hashlib.sha256(content[:-32]).digest() == content[-32:]:
         with contextlib.suppress(Exception):  # a foreign file can fail in any way
             checkpoint = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)

@@ -5,6 +5,13 @@ import secrets
 from pathlib import Path
 
 
+def read_file(path: Path) -> bytes:
+    """A file's content. Raises OSError, also if it is a folder, or a pipe or a device, whose content may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is a folder, a pipe or a device: restore the file, or remove it")
+    return path.read_bytes()
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of a run. Raises OSError, which names --resume."""
     try:
@@ -14,8 +21,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_link(path: Path) -> None:
-    """Replace a link in a run by a copy of its file, or by nothing, so that what it leads to is never written."""
-    if path.is_symlink():
+    """Replace a link in a run by a copy of its file, a pipe by nothing, so that what they lead to is never written."""
+    if path.is_symlink() or path.is_fifo():
         content = path.read_bytes() if path.is_file() else None
         path.unlink()
         if content is not None:

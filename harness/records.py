@@ -2,12 +2,14 @@
 
 Run directories come from strangers, too: entries are checked before they are used, and errors name file and entry.
 """
+import io
 import json
 from argparse import Namespace
 from pathlib import Path
 
 import numpy
 
+from harness.files import read_file
 from harness.log import log
 
 # What options mean that older runs lack; an ImageNet run has no option for its dataset.
@@ -65,9 +67,7 @@ def check(path, record: dict, entries: dict, needed) -> None:
 def _read(path: Path, otherwise: str, by_line: bool = False) -> list[dict]:
     """The JSON objects of a file, in UTF-8 or in what Windows' tools make of it. Raises ValueError(otherwise)."""
     try:
-        if not path.is_file():  # reading a FIFO would never end
-            raise FileNotFoundError(path)
-        content = path.read_bytes()
+        content = read_file(path)
         text = content.decode(json.detect_encoding(content))
         return [dict(json.loads(part)) for part in (text.splitlines() if by_line else [text])]
     except (OSError, ValueError, TypeError, RecursionError):
@@ -124,9 +124,7 @@ def read_alphas(run_dir) -> dict[str, numpy.ndarray]:
     """
     path, alphas = Path(run_dir) / "alphas.npz", {}
     try:
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        with numpy.load(path) as file:
+        with numpy.load(io.BytesIO(read_file(path))) as file:
             stages = max(int(name[5]) for name in file.files)
             for name in [f"stage{1 + i // 2}_{('normal', 'reduce')[i % 2]}" for i in range(2 * stages)]:
                 alphas[name], alphas[f"{name}_candidates"] = rows, candidates = file[name], file[f"{name}_candidates"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 from harness import records
-from harness.files import replace_file, write_file
+from harness.files import read_file, replace_file, write_file
 from reporting.figures import drawable, save_figure
 
 MOST_CLASSES = 100  # with more, a table and a matrix can't be read
@@ -78,7 +78,7 @@ def draw(run_dir: Path, folder: Path) -> dict[str, Path]:
     figures = {"Confusion matrix: rows are classes, columns predictions; darker is a larger part of the row":
                folder / "confusion.svg"}
     try:
-        with numpy.load(run_dir / "mistakes.npz") as mistakes:
+        with numpy.load(io.BytesIO(read_file(run_dir / "mistakes.npz"))) as mistakes:
             figure = draw_mistakes(names, mistakes) if len(mistakes["rows"]) else None
     except Exception:  # damage can surface as any exception
         raise ValueError(f"{run_dir}/mistakes.npz is damaged: --resume the run to rewrite it") from None

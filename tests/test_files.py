@@ -123,6 +123,8 @@ def test_a_link_becomes_a_copy_of_its_file_or_nothing(target, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("link" if target == "itself" else target)
     replace_link(tmp_path / "link")
+    replace_link(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
     assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").exists() == (target == "file")
     assert (tmp_path / "file").read_text() == "content"
 

@@ -88,6 +88,7 @@ def as_text(rows: list[dict]) -> str:
 
 def align(lines: list[list[str]]) -> str:
     """A table of these cells for a terminal, the head first."""
+    lines = [[printable(text) for text in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)

@@ -9,6 +9,7 @@ from scripts import by_hand, error_line, run, the_run, together, write_images
 
 from reporting import classes
 from reporting.figures import style
+from reporting.tables import align
 
 NAMES = ["cat, tabby", "dog", "owl"]  # no owl is in the test set
 ROWS = [(0, 0, .9), (0, 1, .8), (0, 0, .7), (0, 0, .6), (1, 1, .5), (1, 0, .95)]  # class, prediction, probability
@@ -54,6 +55,12 @@ def test_for_more_than_100_classes_only_predictions_are_written(tmp_path):
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,prediction,probability\n0.png,class 0,")
     with style():
         assert classes.draw(tmp_path, tmp_path) == {}
+
+
+def test_a_class_cannot_forge_a_line_or_send_an_escape_sequence_to_the_terminal():
+    measured = classes.measure(["a\x1b[31m", "b\nc", "owl"], ROWS)
+    assert [line.split()[0] for line in align(classes.tabulate(measured)).splitlines()[2:]] == [
+        r"a\x1b[31m", r"b\nc", "owl", "mean"]
 
 
 # ---- by the scripts

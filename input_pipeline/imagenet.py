@@ -1,9 +1,11 @@
 """The ImageNet pipeline: workers read, crop and flip image files, which are streamed to the device."""
+import contextlib
 import os
 import signal
 import sys
 import threading
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +80,9 @@ class Loader(DataLoader):
 
     def __iter__(self):
         images_read = transparent = 0
-        for images, target, flags in super().__iter__():
+        with without_signals():
+            batches = super().__iter__()
+        for images, target, flags in batches:
             images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
             images = to_input(images.to(self.device, non_blocking=True), *self.statistics)
             yield for_convolutions(images), target.to(self.device, non_blocking=True)
@@ -90,6 +94,23 @@ class Loader(DataLoader):
 def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Map (B, 3, H, W) uint8 to float32 (x / 255 - mean) / std, bit-identical to torchvision."""
     return images.float().mul_(1 / 255).sub_(mean).div_(std)
+
+
+CAN_WAIT = hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask")  # not on macOS, not on Windows
+
+
+@contextlib.contextmanager
+def without_signals():
+    """Block signals; workers that start in this block inherit that until they call `outlive_signals`."""
+    if not CAN_WAIT:
+        yield
+        return
+    resource_tracker.ensure_running()  # otherwise it starts with the first worker, and unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, parallel.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def outlive_signals(main: int, worker: int):
@@ -105,7 +126,7 @@ def outlive_signals(main: int, worker: int):
     # Should the main process end first, the thread that passes it a worker's images would print a traceback.
     sys.excepthook = lambda *error: None
     signals = set(parallel.SIGNALS)
-    if hasattr(signal, "sigwaitinfo") and hasattr(signal, "pthread_sigmask"):  # not on macOS, not on Windows
+    if CAN_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         threading.Thread(target=wait, daemon=True).start()
 

@@ -1,6 +1,7 @@
 """Streamed images: batches against torchvision's transforms, epochs, ranks and what cannot be read."""
 import multiprocessing
 import os
+import signal
 import time
 from multiprocessing import connection, resource_sharer
 
@@ -10,8 +11,10 @@ import torch
 import torchvision
 from PIL import Image
 from test_sets import BAD_TREES, one_error_line, spoil, write_tree
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from harness import parallel
 from input_pipeline import imagenet
 
 # What starts the workers: fork, or Python 3.14's default, or what macOS and Windows do.
@@ -153,3 +156,14 @@ def test_a_worker_that_its_main_process_leaves_prints_nothing(capfd):
     worker.start()
     worker.join()
     assert worker.exitcode == 0 and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not imagenet.CAN_WAIT, reason="needs sigwaitinfo")
+def test_workers_start_with_signals_blocked(monkeypatch):
+    """A worker that is not forked imports torch for seconds, in which a signal to all processes would kill it."""
+    def mask():
+        return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before, masks = mask(), []
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: iter([masks.append(mask())][:0]))
+    assert list(imagenet.eval_loader([("image.png", 0)], 8, 1, 0, "cpu")) == []
+    assert masks[0] >= {*parallel.SIGNALS} and mask() == before

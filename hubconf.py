@@ -173,7 +173,7 @@ def _build(network_class, kind: str, asked: tuple, defaults: tuple, auxiliary: b
     network = network_class(init_channels, num_classes, layers, auxiliary, genotype)
     network.arguments = str(genotype), num_classes, init_channels, layers, auxiliary
     if weights is not None:
-        data = records.read_data(Path(weights).parent)  # {} for older runs
+        data = records.read_data(records.run_of(weights))  # {} for older runs
         for name in data.keys() & {"classes", "mean", "std", "image_size", "resize"}:
             setattr(network, name, data[name])
         weights_of.load(str(weights), network)

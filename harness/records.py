@@ -165,12 +165,17 @@ def compare_data(run_dir, data: dict) -> str:
     return ", ".join(other)
 
 
+def run_of(weights) -> Path:
+    """The directory in which a file of weights lies, or the one that a link outside any run leads to."""
+    return max(Path(weights).parent, Path(weights).resolve().parent, key=lambda path: (path / "args.json").exists())
+
+
 def use_data(weights, data: dict) -> dict:
     """The data of the run in whose directory a file of weights lies, otherwise `data`; logs if `data` are another set.
 
     Raises ValueError if the classes differ.
     """
-    run_dir = Path(weights).parent
+    run_dir = run_of(weights)
     if other := compare_data(run_dir, data):
         log.info(f"another set than that of {run_dir} (other {other}), with the run's mean and deviation")
     return data | read_data(run_dir)

@@ -108,6 +108,8 @@ def test_the_runs_moments_are_used_by_eval_export_and_hub(trained, tmp_path):
     assert f"another set than that of {trained.run} (other mean), with the run's mean and deviation" in outcome.err
     shutil.copy(trained.run / "weights.pt", tmp_path)  # beside no run, as before
     assert accuracy(run("train_cifar.py", *TINY, "--eval", "--weights", tmp_path / "weights.pt", *other)) < 90
+    (tmp_path / "link.pt").symlink_to(trained.run / "weights.pt")
+    assert accuracy(run("train_cifar.py", *TINY, "--eval", "--weights", tmp_path / "link.pt", *other)) == 100
     outcome = run("export.py", trained.run, *other, "--safetensors", tmp_path / "x.safetensors")
     assert outcome.code == 0, outcome
     about, data = metadata(tmp_path / "x.safetensors"), records.read_data(trained.run)

@@ -153,7 +153,7 @@ def to_onnx(network: nn.Module, program: torch.export.ExportedProgram, metadata:
 
 def run_onnx(path: Path, network: nn.Module, images: Tensor) -> Tensor:
     import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
@@ -175,11 +175,11 @@ def to_safetensors(network: nn.Module, program: None, metadata: dict) -> bytes:
 
 
 def run_safetensors(path: Path, network: nn.Module, images: Tensor) -> Tensor:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
     network = copy.deepcopy(network)
     for value in network.state_dict().values():
         value.zero_()
-    network.load_state_dict(load_file(path))
+    network.load_state_dict(load(path.read_bytes()))
     return network(images)
 
 

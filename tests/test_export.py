@@ -420,6 +420,15 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_new(place, tmp_path):
         "x.safetensors": "mine", "x.safetensors.tmp": "mine"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_files_are_written_to_a_folder_whose_name_has_any_bytes(place, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    words = [word for kind in export.PACKAGES for word in (f"--{kind}", folder / f"x.{kind}")]
+    outcome = run("export.py", place.run, *words)
+    assert outcome.code == 0 and len(list(folder.iterdir())) == 3, outcome
+
+
 POWERLESS = """
 import ctypes, struct
 ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root is like anyone then

@@ -42,6 +42,8 @@ def replace_file(path: Path, content: bytes, check=lambda temporary: None):
         with contextlib.suppress(OSError):
             temporary.unlink()  # it may be a link
     try:
+        if path.exists() and not path.is_file():  # os.replace would remove a device such as /dev/null
+            raise OSError("a folder, a pipe or a device has this name")
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()

@@ -65,6 +65,13 @@ def test_a_file_that_a_user_named_leaves_the_users_own_files(fails, tmp_path):
     assert all((tmp_path / name).read_text() == "mine" for name in NAMES)
 
 
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(OSError, match="can't write .*x.csv .a folder, a pipe or a device"):
+        replace_file(tmp_path / "x.csv", b"new")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
 def test_the_figures_and_tables_of_a_user_leave_the_users_own_files(tmp_path, monkeypatch):
     runs = [write_evaluation(tmp_path / "eval", [0.0, 95.0])]
     monkeypatch.chdir(tmp_path)

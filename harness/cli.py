@@ -266,6 +266,7 @@ FIXABLE = {  # a pattern in an error's text: the line to print instead
     "DataLoader worker .*(is killed|exited unexpectedly)":
         "a data-loading worker was killed, perhaps for lack of memory: lower --workers",
     "Too many open files|ancdata": "too many open files: lower --workers, or raise the limit with ulimit -n 4096",
+    r"^\[Errno 32\] Broken pipe$": "what reads this output has ended, and the rest is not printed",
     "No working C.. compiler|Failed to find C compiler|CppCompileError":
         "--compile needs a working C++ compiler: install g++ or set CXX, or start a new run without --compile",
 }

@@ -123,6 +123,7 @@ def test_help_prints_the_groups_in_order(module):
     (RuntimeError("operator torchvision::nms does not exist"), "out of memory"),
     (PermissionError(13, "Permission denied", "/x/pictures"), "Permission denied: '/x/pictures': check"),
     (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -a"),
+    (BrokenPipeError(32, "Broken pipe"), "what reads this output has ended"),
     (OSError("ours: do this"), "ours: do this")])
 def test_raw_errors_are_one_line_with_what_to_do(error, text, capsys):
     def main(args):

@@ -54,8 +54,9 @@ def notebook(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(engine, "try_to_draw", lambda run_dir: None)
     previous = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, print),
-                # Ignored if the tests run in the background.
-                signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+                # Ignored if the tests run in the background, or under nohup.
+                signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+                signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
     torch.set_float32_matmul_precision("medium")
     before = settings()
     yield

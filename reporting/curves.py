@@ -10,6 +10,7 @@ from reporting.figures import CELLS
 
 CURVES = ["#0072B2", "#D55E00"]  # from the palette in cells.py
 
+
 def softmax(alphas: numpy.ndarray) -> numpy.ndarray:
     """The candidates' probabilities: (..., K) -> (..., K)."""
     exp = numpy.exp(alphas - alphas.max(-1, keepdims=True))

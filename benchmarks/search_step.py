@@ -8,7 +8,8 @@ both steps, tensors are contiguous, optimizers have their defaults. `default` is
 --grad_checkpoint; on the CPU both get images in channels-last memory, as input_pipeline/ delivers them. All must first
 agree in float64 on loss, gradients and batch norm statistics. Steps are interleaved, and times are medians. The
 speed-up (x) is plain / fast, other ratios are fast / plain. Memory is per image: `saved` for backward (storages of
-saved tensors except parameters and buffers), and the `peak` above what was allocated before a weight step.
+saved tensors except parameters and buffers), and the `peak` above what was allocated before a weight step. Skip dropout
+is off.
 """
 import argparse
 import copy
@@ -109,7 +110,6 @@ def measure(layers: int, K: int, args: argparse.Namespace, modes: list[str]) -> 
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     target = torch.randint(10, (args.batch_size,), device=args.device)
     check(network, lambda model, *batch: F.cross_entropy(model(batch[0]), batch[1]), images[:4], target[:4])
-    network.skip_dropout = 0.2  # most epochs of a search have a rate above 0
     networks = {mode: copy.deepcopy(network) for mode in modes}
     steps = {mode: plain_steps(own) if mode == "plain" else fast_steps(own, mode == "checkpoint")
              for mode, own in networks.items()}

@@ -33,6 +33,7 @@ def out(control, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_candidates_loss_is_that_of_the_supernet_without_it(out):
     """The definition, with softmax spelled out over the candidates that are left."""
     network, _ = ablation.read_supernet(out, "digits-pdarts-0")
@@ -65,6 +66,7 @@ def forward(network, images, weights):
     return network.classifier(s1.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_per_cell_and_is_measured_once(out):
     first = run("experiments/ablation.py", out, "--images", 20)
     assert first.code == 0 and "removing each candidate, on 20 test images" in first.err, first
@@ -104,6 +106,7 @@ def leave_stage_1(out):
     (out / "checkpoint.pt").rename(out / "supernets" / "digits-pdarts-0.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, text", [
     (damage_supernet, "digits-pdarts-0.pt is damaged or not from stage 1"),
     (leave_stage_1, "digits-pdarts-0.pt is damaged or not from stage 1"),

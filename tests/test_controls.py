@@ -36,6 +36,7 @@ def alphas(run_dir) -> dict:
         return dict(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", controls.CONTROLS)
 def test_a_control_is_stage_1_with_the_candidates_names_and_records_what_it_is(control, runs):
     assert [(record["stage"], record["epoch"]) for record in metrics(runs[control])] == [(1, 0), (1, 1)]
@@ -47,6 +48,7 @@ def test_a_control_is_stage_1_with_the_candidates_names_and_records_what_it_is(c
     assert (runs[control] / "genotype.json").exists() and (runs[control] / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_plain_control_is_the_first_stage_of_the_search(runs):
     first = [record for record in metrics(runs["search"]) if record["stage"] == 1]
     assert metrics(runs["plain"]) == first and len(first) == 2
@@ -54,6 +56,7 @@ def test_the_plain_control_is_the_first_stage_of_the_search(runs):
     assert all((written[f"stage1_{cell}"] == whole[f"stage1_{cell}"]).all() for cell in ("normal", "reduce"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", controls.CONTROLS[1:])
 def test_each_control_changes_where_the_alphas_go(control, runs):
     """They start alike, since the alphas are drawn before all weights."""
@@ -147,6 +150,7 @@ def test_the_fast_path_trains_a_control_as_its_definition_does(control, supernet
         assert torch.isfinite(one).all() and one.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_control_resumes(runs):
     before = (runs["noise"] / "metrics.jsonl").read_bytes()
     outcome = run("experiments/controls.py", "noise", "--resume", runs["noise"])
@@ -161,6 +165,7 @@ def test_bad_input_is_one_line(words, text):
 
 # ---- experiments/planted.py
 
+@pytest.mark.slow
 def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
     every = [alphas(run_dir) for run_dir in runs.values()]
     for written in every:
@@ -174,12 +179,14 @@ def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
         assert 27 * others ** 2 + apart ** 2 == pytest.approx(squares.sum() / 2 / 28, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_its_table_names_the_control(runs, capsys):
     planted.main(planted.get_args_parser().parse_args([str(runs["noise"]), str(runs["search"])]))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["noise", "itself"]
 
 
+@pytest.mark.slow
 def test_a_search_that_has_not_ended_its_first_stage_is_refused(runs, tmp_path):
     folder = tmp_path / "begun"
     folder.mkdir()

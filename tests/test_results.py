@@ -1,6 +1,5 @@
 """results/: the records of the runs that README and docs/evidence.md quote, and the tables made from them."""
 import fnmatch
-import json
 import re
 
 import pytest
@@ -9,10 +8,11 @@ from scripts import ROOT, run
 from experiments import matrix
 
 RESULTS = ROOT / "results"
-# The names of the runs that the tables of a setting are made from, as in the commands of docs/evidence.md.
-FASHION = ["search-fashion-*", "eval-fashion-*-80ep-*"]
+# The names of the runs that the table of a setting is made from, as in the commands of docs/evidence.md.
+FASHION = ["search-fashion-*", "eval-fashion-*"]
 CIFAR = ["search-cifar-pdarts-*", *(f"eval-cifar-{cell}-{matrix.SETTINGS['cifar'].epochs}ep-0-*" for cell in (
-    "random-[0-7]", "PDARTS", "DARTS_V2", "pdarts-1[0-5]", "one-stage-1[0-5]", "dealt-1[0-5]-[01]"))]
+    "random-[0-7]", "random-10[0-2]", "PDARTS", "DARTS_V[12]", "PC_DARTS_cifar", "pdarts-1[0-5]", "one-stage-1[0-5]",
+    "dealt-1[0-5]-[01]"))]
 
 
 def runs(*patterns: str) -> list[str]:
@@ -43,48 +43,44 @@ def test_the_records_are_small_and_hold_no_weights_and_no_path_of_a_machine():
 
 
 def test_the_tables_of_a_setting_are_made_from_its_own_runs():
-    """Of the steps of cifar, those that compare cells: no choice of a length, no controls, no drop path."""
+    """Of the steps of cifar, those that compare cells: no controls, no drop path."""
     def chosen(names, patterns):
         return {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
 
     names = {f"{'eval' if step.command[0] == 'train_cifar.py' else 'search'}-{step.name}-20261128-172814": step.part
              for step in matrix.steps(matrix.SETTINGS["cifar"])}
-    assert chosen(names, CIFAR) == {name for name, part in names.items() if part in ("search", "baseline", "found",
-                                                                                     "dealt")}
+    assert chosen(names, CIFAR) == {name for name, part in names.items() if part not in ("control", "drop-path")}
     assert not chosen(names, FASHION)
     assert not chosen([path.name for path in RESULTS.glob("*-fashion-*")], CIFAR)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/evidence.md"])
 def test_the_table_of_results_is_what_compare_makes_of_the_records(document):
-    assert printed("compare.py", *runs(*FASHION), "--markdown") in text(document)
+    assert printed("compare.py", *runs(*CIFAR), "--markdown") in text(document)
 
 
-def test_the_table_of_the_short_evaluations_is_what_compare_makes_of_the_records():
-    assert printed("compare.py", *runs("eval-fashion-*-20ep-*"), "--markdown") in text("docs/evidence.md")
+def test_the_table_of_the_first_attempt_is_what_compare_makes_of_the_records():
+    assert printed("compare.py", *runs(*FASHION), "--markdown") in text("docs/evidence.md")
 
 
-def test_the_table_of_agreement_is_what_the_script_makes_of_the_records():
-    assert printed("experiments/agreement.py", *runs("search-fashion-pdarts-*")) in text("docs/evidence.md")
+@pytest.mark.parametrize("script", ["differences", "traits"])
+def test_the_other_tables_are_what_the_scripts_make_of_the_records(script):
+    patterns = [pattern for pattern in CIFAR if script != "traits" or pattern.startswith("eval")]
+    assert printed(f"experiments/{script}.py", *runs(*patterns)) in text("docs/evidence.md")
 
 
-def test_the_table_of_drop_path_is_what_compare_makes_of_the_records():
-    pairs = [path for cell in ("PDARTS", "random-[0-2]", "pdarts-[02]") for drop_path in ("80ep", "no-drop-path")
-             for path in runs(f"eval-fashion-{cell}-{drop_path}-0-*")]
-    assert len(pairs) == 12
-    searches = runs("search-fashion-pdarts-[02]-*")
-    assert printed("compare.py", *searches, *pairs, "--markdown") in text("docs/evidence.md")
+def test_the_first_attempts_agreement_is_that_of_its_records():
+    lines = [[cell.strip() for cell in line.split("|")] for line in
+             printed("experiments/agreement.py", *runs("search-fashion-pdarts-*")).splitlines()]
+    *_, same, by_chance, p, _ = next(line for line in lines if line[1:4] == ["1", "790", "normal"])
+    quoted = f"on {same} of the normal cell's 14 edges; by chance, it would be {by_chance} (p = {float(p):.2f})"
+    assert quoted in " ".join(text("docs/evidence.md").split())
 
 
-def test_the_table_of_traits_is_what_the_script_makes_of_the_records():
-    assert printed("experiments/traits.py", *runs("eval-fashion-*-80ep-*")) in text("docs/evidence.md")
-
-
-def test_the_table_of_how_decided_the_searches_are_is_what_they_have_recorded():
-    for search in runs("search-fashion-*"):
-        note = json.loads(text(f"{search}/args.json"))["args"]["note"].removeprefix("fashion-")
-        records = [json.loads(line) for line in text(f"{search}/metrics.jsonl").splitlines()]
-        for stage in (1, 2, 3):
-            end = [record for record in records if record["stage"] == stage][-1]
-            assert (f"| {note} | {stage} | {end['alpha_steps']} | {end['entropy']:.3f} | {100 * end['lead']:.1f}% | "
-                    f"{end['clear_edges']} | {end['skips']} |\n") in text("docs/evidence.md")
+def test_the_first_attempts_differences_are_those_of_its_records():
+    found = printed("experiments/differences.py", *runs(*FASHION))
+    for line, quoted in (("| P-DARTS − random | 3, 8 | −0.13 | −1.55 to +1.29 | 0.7697 |",
+                          "by 0.13 points (Welch's interval: 1.55 better to 1.29 worse; p = 0.77)"),
+                         ("| P-DARTS − one stage | 3, 3 | −0.53 | −2.15 to +1.08 |",
+                          "by 0.53 points on average, but the interval includes 0 (2.15 better to 1.08 worse)")):
+        assert line in found and quoted in " ".join(text("docs/evidence.md").split())

@@ -89,7 +89,7 @@ def test_the_cifar_matrix_is_the_one_that_was_planned():
     for step in steps:
         if step.part in ("search", "control"):
             args = train_search.get_args_parser().parse_args(step.command[1 + (step.part == "control"):])
-            assert (args.epochs, args.warmup_epochs, args.batch_size, args.init_channels) == (12, 4, 96, 8)
+            assert (args.epochs, args.warmup_epochs, args.batch_size, args.init_channels) == (3, 1, 96, 8)
             assert args.seed >= 10 and args.image_size == 16 and args.arch_learning_rate == 1.2e-3
         else:
             args = train_cifar.get_args_parser().parse_args(step.command[1:])

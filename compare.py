@@ -1,6 +1,6 @@
 """Compare runs: searches, their cells and costs, and the errors of the evaluation runs that trained these cells.
 
-    python compare.py RUN_DIR... [--json | --markdown | --latex] [--plot FILE]
+    python compare.py RUN_DIR... [--json | --markdown | --latex | --choose] [--plot FILE] [--max_multiply_adds M]
 An evaluation run belongs to a search if it trained that search's cell, or the cell of its first stage alone. Searches
 that differ only in the seed share a row: mean and standard deviation (n - 1) over the searches, of each the mean of its
 evaluations. All random:SEED cells share a row, too, the baseline of every other row, and so do the dealt cells of
@@ -27,7 +27,7 @@ from reporting.tables import MAIN
 
 # options in which runs of the same experiment may differ; their cells are compared separately
 INCIDENTAL = {"arch", "seed", "save", "note", "resume", "workers", "report_freq", "device", "compile", "deterministic",
-              "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint"}
+              "cifar100", "eval", "weights", "tensorboard", "grad_checkpoint", "fast"}
 FIELDS = ["kind", "run", "searches", "state", "data", "seed", "hours", "device", "genotype", "skips", "found_skips",
           "parameters", "multiply_adds", "cell", "setting", "n", "over", "runs", "seeds", "unfinished",
           "evaluation_hours", "last_error", "last_accuracy", "last_std", "best_error", "best_accuracy", "best_std",
@@ -243,12 +243,17 @@ def add_mobile(rows: list[dict], max_multiply_adds: float) -> None:
     """Add each cell's widest ImageNet network of 14 cells within a budget in millions. Raises ValueError."""
     import utils  # here, because importing torch takes seconds
     from model import NetworkImageNet
-    for _, part in tables.name_cells(rows):
+
+    @functools.cache  # a cell may be in several rows
+    def widest(genotype: str) -> dict:
         make = functools.partial(NetworkImageNet, num_classes=1000, layers=14, auxiliary=False,
-                                 genotype=genotypes.Genotype(**part["genotype"]))
+                                 genotype=genotypes.Genotype(**json.loads(genotype)))
         network = make(channels := utils.most_channels(make, 224, max_multiply_adds))
-        part["mobile"] = {"channels": channels, "parameters": utils.count_parameters(network),
-                          "multiply_adds": utils.count_multiply_adds(network, 224, published=True)}
+        return {"channels": channels, "parameters": utils.count_parameters(network),
+                "multiply_adds": utils.count_multiply_adds(network, 224, published=True)}
+
+    for part in (part for row in rows for part in row["cells"] if part["genotype"]):
+        part["mobile"] = widest(json.dumps(part["genotype"]))
 
 
 # ---- command line

@@ -75,15 +75,15 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
 
     Raises ValueError, OSError if one of them is missing or they do not match.
     """
-    load_cell = genotypes.load_file if Path(args.run, "args.json").exists() else genotypes.load
-    record, accuracy = records.read_args(args.run) if Path(args.run, "args.json").exists() else {}, None
+    is_run = os.path.exists(os.path.join(args.run, "args.json"))  # Path.exists fails on a long text
+    genotype = genotypes.load_file(args.run) if is_run else genotypes.load(args.run)
+    record, accuracy = records.read_args(args.run) if is_run else {}, None
     if record.get("kind") not in ("eval", "imagenet"):
         record = {}  # a search's directory counts as a cell
     if record:
         args.weights = args.weights or records.last_weights(args.run)
         accuracy = accuracy_of(args.run, args.weights)
     elif args.weights is None:
-        load_cell(args.run)  # raises ValueError if it is not a cell either
         raise ValueError(f"{args.run} is a cell without weights: use --weights FILE, or the run directory of an "
                          "evaluation")
     sizes = weights.sizes(args.weights)
@@ -92,7 +92,6 @@ def open_trained(args: Namespace) -> tuple[nn.Module, Tensor, dict]:
         raise ValueError(f"--weights {args.weights} are another network's: {args.run} is a run of kind "
                          f"{record['kind']}, not {kind}")
     entry = {"eval": hubconf.pdarts_cifar, "imagenet": hubconf.pdarts_imagenet}[kind]
-    genotype = load_cell(args.run)
     network = entry(genotype, **sizes, weights=args.weights).eval()
     images, metadata = read_images(kind, args, record.get("args", {}))
     if len(metadata["classes"]) != sizes["num_classes"]:

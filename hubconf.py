@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-dependencies = ["numpy", "PIL", "torch", "torchvision", "tqdm"]
+dependencies = ["numpy", "torch"]
 HERE = Path(__file__).resolve().parent
 SIZES = "genotype", "num_classes", "init_channels", "layers"
 

@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = get_args_parser()
     args = cli.parse_args(parser, "search", argv)
     cli.choose_dataset(parser, args)
-    choose_large_images(parser, args)
+    check_options(parser, args)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: none in the published code
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return args
 
 
-def choose_large_images(parser: cli.Parser, args: Namespace) -> None:
+def check_options(parser: cli.Parser, args: Namespace) -> None:
     """Fill in what --dataset imagenet implies; exits with status 2 if options contradict each other."""
     streamed = args.dataset == "imagenet"
     args.stem = args.stem or ("imagenet" if streamed else "cifar")
@@ -99,6 +99,9 @@ def choose_large_images(parser: cli.Parser, args: Namespace) -> None:
     if args.valid_portion is not None and args.train_portion + args.valid_portion > 1 + 1e-9:
         parser.error(f"--train_portion {args.train_portion} and --valid_portion {args.valid_portion} overlap: lower "
                      "one, their sum must not exceed 1")
+    for option in ("compile", "grad_checkpoint"):
+        if args.fast == "off" and getattr(args, option):
+            parser.error(f"--{option} is a part of fast/, which --fast off does not use: omit one of them")
 
 
 def make_stages(args: Namespace) -> list[Stage]:
@@ -123,7 +126,8 @@ def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
     source = search_parts.open_data(args, device)
-    check_size(stages[0], source.data["image_size"], args, device)
+    for stage in stages:
+        check_size(stage, source.data["image_size"], args, device)
     device_words = utils.describe_device(device)
     run = Run.open("search", args, device_words, Progress(), costs)
     engine.keep_data(run, source.data)
@@ -141,7 +145,7 @@ def main(args: Namespace) -> None:
                     record |= engine.validate(architect.model, source.validation(), label, meter)
             end_epoch(run, architect, record)
         log_choices(run.metrics[-1])
-        # The weakest candidates of each edge are dropped, so the next supernet can be deeper in the same memory.
+        # The weakest candidates of each edge are dropped, so the next supernet can be deeper.
         choices = read_choices(run.state, architect.model)
         if stage.num_drop:
             start_next_stage(run, stage, choices)

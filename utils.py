@@ -61,9 +61,10 @@ def _pick_gpu(device: torch.device) -> torch.device:
     """This rank's GPU, set before tensors open a 500 MB context on GPU 0. Raises ValueError if torch can't use it."""
     if launchers.launched():
         # A launcher may show each rank only its own GPU; `init_distributed` rejects two ranks on one GPU.
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
         torch.cuda.set_device(device)
-    have, built = torch.cuda.get_device_capability(device), [arch.split("_") for arch in torch.cuda.get_arch_list()]
+    have = torch.cuda.get_device_capability(device)
+    built = [arch.split("_") for arch in torch.cuda.get_arch_list() if "_" in arch]  # ROCm's names have none
     found = [(kind, divmod(int(number.rstrip("af")), 10)) for kind, number in built]
     # Machine code runs on GPUs of its own major version, from its minor version on; PTX on all later ones.
     if found and not any(version <= have and (kind == "compute" or version[0] == have[0]) for kind, version in found):

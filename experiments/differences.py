@@ -22,7 +22,7 @@ import compare
 import genotypes
 import utils
 from experiments import significance
-from harness import cli
+from harness import cli, records
 from harness.files import replace_file
 from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
@@ -72,6 +72,16 @@ def compare_kinds(cells: list[Cell]) -> list[list[str]]:
 
 # ---- figure
 
+def read_options(run_dirs: list[str]) -> dict[str, dict]:
+    """The runs' options, by the names that compare.py gives runs: the directory's, or its path if several have that."""
+    options = {}
+    for run in map(read_run, run_dirs):
+        own = records.read_args(run["path"])["args"]  # has the number of channels that --max_multiply_adds chose
+        options |= dict.fromkeys((run["name"], str(run["path"])), run["args"] | {
+            "init_channels": own.get("init_channels")})
+    return options
+
+
 def multiply_adds(cell: Cell, args: dict) -> int:
     """Of the network that a run has trained, with 10 classes on small images; more would add as much to each cell."""
     size = args.get("image_size") or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
@@ -117,8 +127,7 @@ def main(args: Namespace) -> None:
     for setting, cells in settings.items():
         print((f"\n{setting}:\n\n" if len(settings) > 1 else "") + tables.markdown([HEAD, *compare_kinds(cells)]))
     if args.plot:
-        runs = [read_run(run_dir) for run_dir in args.run_dirs]
-        plot(settings, {run["name"]: run["args"] for run in runs}, args.plot)
+        plot(settings, read_options(args.run_dirs), args.plot)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def log_to_screen(level: int):
         for handler in set(log.handlers) - set(before[0]):
             with contextlib.suppress(OSError):  # a full disk: what is left of the log is lost
                 handler.close()
-        log.handlers[:], log.level = before
+        log.handlers[:] = before[0]
+        log.setLevel(before[1])  # an assignment would leave the logger's cache of levels as it is
 
 
 def log_to_file(path: Path) -> str | None:

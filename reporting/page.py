@@ -13,6 +13,7 @@ from harness.files import replace_file, replace_link
 from harness.log import log
 from reporting import classes
 from reporting.figures import CELLS, save_figure, style
+from reporting.runs import state
 
 CITATION = """\
 @inproceedings{chen2019progressive,
@@ -97,7 +98,7 @@ def draw_run(run_dir, out=None) -> Path:
         save_figure(curves.draw_training(metrics), folder / "curves")
         figures["Training"] = folder / "curves.svg"
         figures |= classes.draw(run_dir, folder)
-    text = NOT_IN_HTML.sub("", page(run_dir, out, record, metrics, figures))
+    text = NOT_IN_HTML.sub("", page(run_dir, out, record | {"metrics": metrics, "genotype": genotype}, figures))
     replace_file(out / "report.html", text.encode(errors="backslashreplace"))  # a path's bytes need not be UTF-8
     return out / "report.html"
 
@@ -114,19 +115,19 @@ def try_to_draw(run_dir: Path) -> None:
 
 # ---- report.html
 
-def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], figures: dict[str, Path]) -> str:
+def page(run_dir: Path, out: Path, run: dict, figures: dict[str, Path]) -> str:
     """The run as one self-contained HTML page: figures are embedded, user text is escaped."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    facts = [("state", progress(record, metrics)), ("device", f"{record['processes']} x {record['device']}"),
-             ("versions", versions), ("source", record["git"] or "unknown"),
-             ("time", f"{sum(row['seconds'] for row in metrics) / 3600:.2f} hours")]
-    body = ["<h2>Run</h2>", code(record["command"]), table(facts)]
-    if (run_dir / "genotypes.json").exists():
-        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, record["args"])]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    facts = [("state", progress(run)), ("device", f"{run['processes']} x {run['device']}"),
+             ("versions", versions), ("source", run["git"] or "unknown"),
+             ("time", f"{sum(row['seconds'] for row in run['metrics']) / 3600:.2f} hours")]
+    body = ["<h2>Run</h2>", code(run["command"]), table(facts)]
+    if run["genotype"] and run["kind"] == "search":
+        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, run["args"])]
     if measured := records.read_classes(run_dir):
         head, *rows = classes.tabulate(measured)
         body += ["<h2>Classes</h2>", "<p>Of the test set, by the weights of the last epoch.</p>", table(rows, head)]
-    body += describe_choices(metrics) + ["<h2>Figures</h2>"]
+    body += describe_choices(run["metrics"]) + ["<h2>Figures</h2>"]
     for caption, path in figures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         body.append(f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{html.escape(caption)}">'
@@ -135,20 +136,15 @@ def page(run_dir: Path, out: Path, record: dict, metrics: list[dict], figures: d
     return PAGE.format(title=html.escape(run_dir.resolve().name), body="\n".join(body))
 
 
-def progress(record: dict, metrics: list[dict]) -> str:
+def progress(run: dict) -> str:
     """How far a run is; of an evaluation also its accuracy."""
-    if not metrics:
-        return "no epoch finished yet"
-    last, epochs = metrics[-1], record["args"]["epochs"]
-    done = last["epoch"] + 1 == epochs and last.get("stage", 3) == 3
-    stage = f"stage {last['stage']}, " if record["kind"] == "search" else ""
-    state = "finished" if done else f"unfinished: {stage}epoch {last['epoch'] + 1} of {epochs}"
-    if record["kind"] == "search":
-        return state
+    metrics = run["metrics"]
+    if not metrics or run["kind"] == "search":
+        return state(run)
     found = {"test": records.test_accuracies(metrics)}
     if records.judged_by(metrics) == "valid":  # best.pt has the best validation accuracy
-        found |= {"validation": (last["valid_acc"], max(row["valid_acc"] for row in metrics))}
-    return "; ".join([state, *(f"{name} accuracy last {both[0]:.2f} %, best {both[1]:.2f} %"
+        found |= {"validation": (metrics[-1]["valid_acc"], max(row["valid_acc"] for row in metrics))}
+    return "; ".join([state(run), *(f"{name} accuracy last {both[0]:.2f} %, best {both[1]:.2f} %"
                                for name, both in found.items() if both[0] is not None)])
 
 

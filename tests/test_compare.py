@@ -155,6 +155,20 @@ def test_found_cells_have_a_mobile_network_within_a_budget(form, runs, monkeypat
     assert ["cell", "mobile setting: channels", "params (M)", "mult-adds (M)"] in lines
 
 
+def test_a_cell_has_its_mobile_network_in_each_of_its_rows(tmp_path):
+    runs = [write_evaluation(tmp_path / f"eval-{epochs}", [90.0] * epochs, genotypes.load("PDARTS"), arch="PDARTS",
+                             epochs=epochs) for epochs in (1, 2)]
+    rows = compare.compare(runs)
+    compare.add_mobile(rows, 600)
+    assert [part["mobile"]["channels"] for row in rows for part in row["cells"]] == [48, 48]  # as in the paper
+
+
+def test_fast_may_differ_between_runs_of_a_row(tmp_path):
+    rows = compare.compare([write_evaluation(tmp_path / f"eval-{fast}", [0.0, 90.0], seed=seed, fast=fast)
+                            for seed, fast in enumerate(("off", "auto"))])
+    assert [row["n"] for row in rows] == [2]
+
+
 def test_dealt_cells_share_a_row(tmp_path):
     dealt = [write_evaluation(tmp_path / f"eval-{i}", [0.0, accuracy], genotypes.load(f"random:{i}"),
                               arch=f"cells/cifar-dealt-10-{i}.json") for i, accuracy in enumerate((96.0, 94.0))]

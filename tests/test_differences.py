@@ -9,7 +9,6 @@ import utils
 from experiments import differences
 from experiments.differences import Cell
 from model import NetworkCIFAR
-from reporting.runs import read_run
 
 SIZE = {"init_channels": 8, "layers": 8, "image_size": 16}
 
@@ -71,13 +70,21 @@ def test_the_multiply_adds_are_those_of_the_trained_network():
 
 def test_the_figure_has_a_dot_per_cell_and_names_the_kinds(runs, tmp_path):
     settings = differences.read_settings(runs)
-    options = {run["name"]: run["args"] for run in map(read_run, runs)}
     for name in ("sizes.svg", "sizes.png"):
-        differences.plot(settings, options, tmp_path / name)
+        differences.plot(settings, differences.read_options(runs), tmp_path / name)
     text = (tmp_path / "sizes.svg").read_text()
     assert all(f">{kind}<" in text for kind in ("P-DARTS", "dealt", "random", "published"))
     assert text.count("<use ") >= 7 + 4  # and the legend's
     assert "8 cells; correlation" in text and Image.open(tmp_path / "sizes.png").width > 800
+
+
+def test_runs_of_one_name_and_with_a_budget_are_drawn_too(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_evaluation(tmp_path / folder / "eval", [0.0, 90.0], arch="PDARTS", **SIZE, max_multiply_adds=5.0)
+    runs = [tmp_path / "a" / "eval", tmp_path / "b" / "eval"]
+    assert run("experiments/differences.py", *runs, "--plot", tmp_path / "sizes.svg", change=figures).code == 0
+    assert [options["init_channels"] for options in differences.read_options(runs).values()] == [8] * 3
 
 
 def test_the_command_draws_the_figure(runs, tmp_path):

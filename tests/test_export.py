@@ -360,6 +360,7 @@ def assert_refused(code, text, *options, cwd=None):
     (2, "nothing to write", ["RUN"]), (2, "must end in .onnx", ["RUN", "--onnx", "x.pb"]),
     (1, "create the folder", ["RUN", "--onnx", "none/x.onnx"]), (1, "without weights", ["PDARTS", "--onnx", "x.onnx"]),
     (1, "similar names: PDARTS", ["PDART", "--onnx", "x.onnx"]),
+    (1, "without weights", [str(genotypes.load("PDARTS")), "--onnx", "x.onnx"]),  # longer than a file's name may be
     (1, "another network's", ["random:1", "--weights", "RUN/weights.pt", "--safetensors", "x.safetensors"]),
     (1, "--dataset is missing", ["PDARTS", "--weights", "RUN/weights.pt", "--pt2", "x.pt2"]),
     (1, "no such file", ["RUN", "--weights", "none.pt", "--pt2", "x.pt2"])])

@@ -50,10 +50,19 @@ def test_a_rank_opens_a_context_on_its_own_gpu_only(gpu, monkeypatch):
     assert gpu.calls == ["set cuda:2", "zeros on cuda:2"]
 
 
+def test_a_rank_without_a_gpu_is_told_so(monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="--device cuda can't be used here"):
+        utils.pick_device("cuda")
+
+
 @pytest.mark.parametrize("capability, archs, works", [
     ((9, 0), ["sm_80", "sm_90"], True), ((8, 6), ["sm_80", "sm_90"], True), ((8, 9), ["sm_90"], False),
     ((6, 1), ["sm_75", "sm_80", "compute_80"], False), ((12, 0), ["sm_90", "compute_90"], True),
-    ((10, 3), ["sm_100a", "sm_120"], True), ((12, 0), ["sm_90"], False), ((9, 0), [], True)])
+    ((10, 3), ["sm_100a", "sm_120"], True), ((12, 0), ["sm_90"], False), ((9, 0), [], True),
+    ((9, 4), ["gfx90a", "gfx942"], True)])
 def test_a_gpu_that_torch_is_not_built_for_is_rejected(gpu, capability, archs, works):
     gpu.capability, gpu.archs = capability, archs
     if works:

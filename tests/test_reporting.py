@@ -207,14 +207,22 @@ def test_a_cell_is_trained_on_the_images_of_its_search(args, command):
     assert training_command(Path("run"), args) == f"python {command}"
 
 
-@pytest.mark.parametrize("epochs, text", [([], "no epoch finished yet"),
-                                          ([4, 2], "unfinished: stage 2, epoch 2 of 4")])
+@pytest.mark.parametrize("epochs, text", [([], "no epoch yet"),
+                                          ([4, 2], "stage 2, epoch 2/4")])
 def test_an_unfinished_search_is_drawn_too(epochs, text, tmp_path):
     run_dir = write_search(tmp_path / "search", epochs, finished=False)
     page = draw_run(run_dir, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html" and text in page.read_text()
     assert (tmp_path / "out" / "pictures" / "curves.svg").exists() == bool(epochs)
     assert sorted(path.name for path in run_dir.iterdir()) == ["alphas.npz", "args.json", "metrics.jsonl"]
+
+
+def test_a_search_of_one_stage_with_a_cell_is_finished_and_one_without_its_cell_is_not(tmp_path):
+    control = write_search(tmp_path / "control", [4])  # experiments/controls.py
+    assert "finished" in draw_run(control).read_text()
+    killed = write_search(tmp_path / "killed", [4, 4, 4])
+    (killed / "genotype.json").unlink()  # the last file but the pictures
+    assert "stage 3, epoch 4/4" in draw_run(killed).read_text()
 
 
 def test_an_evaluation_marks_its_last_and_best_epoch(tmp_path):

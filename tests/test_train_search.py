@@ -685,6 +685,11 @@ def test_a_value_that_makes_no_sense_is_refused(tmp_path, option):
     assert_refused(1 if name == "--device" else 2, value, name, value, save=tmp_path / "runs")
 
 
+@pytest.mark.parametrize("option", ["--compile", "--grad_checkpoint"])
+def test_what_only_fast_can_do_is_refused_without_it(option, tmp_path):
+    assert_refused(2, f"{option} is a part of fast/", option, "--fast", "off", save=tmp_path / "runs")
+
+
 @pytest.mark.parametrize("epochs, warmup", [(2, 2), (2, 3), (25, 25)])
 def test_warm_up_must_leave_epochs_for_the_alphas(tmp_path, epochs, warmup):
     assert_refused(2, f"--warmup_epochs {warmup}", "--epochs", epochs, "--warmup_epochs", warmup,

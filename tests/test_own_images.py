@@ -45,7 +45,7 @@ def place(tmp_path_factory):
         outcomes[script if "--eval" not in words else "eval"] = outcome = run(script, *filled, cwd=folder,
                                                                                change=figures)
         assert outcome.code == 0, outcome
-    training, = folder.glob("runs/eval-own-*")
+    training, = folder.glob("runs/eval-images-*")
     return SimpleNamespace(folder=folder, outcomes=outcomes, training=training)
 
 

@@ -26,7 +26,7 @@ import progressive
 import utils
 from architect import Architect
 from genotypes import Genotype, count_skips
-from harness import cli, parallel, process, weights
+from harness import cli, parallel, process, records, weights
 from harness.cli import number
 from harness.files import write_file
 from harness.log import log
@@ -75,6 +75,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = cli.parse_args(parser, "search", argv)
     cli.choose_dataset(parser, args)
     check_options(parser, args)
+    # Recorded, since docs/own-operations.md can change them: a search that is resumed keeps its own.
+    saved = records.read_args(args.resume)["args"] if args.resume else {}
+    args.candidates = saved.get("candidates", genotypes.PRIMITIVES)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: none in the published code
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
@@ -113,9 +116,9 @@ def make_stages(args: Namespace) -> list[Stage]:
 @dataclass
 class Progress:
     """The state of a search besides its epoch."""
+    normal: list  # candidates per edge
+    reduce: list
     stage: int = 1
-    normal: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)  # candidates per edge
-    reduce: list = field(default_factory=lambda: [genotypes.PRIMITIVES] * progressive.EDGES)
     alphas: dict = field(default_factory=dict)  # content of alphas.npz
 
 
@@ -129,7 +132,8 @@ def main(args: Namespace) -> None:
     for stage in stages:
         check_size(stage, source.data["image_size"], args, device)
     device_words = utils.describe_device(device)
-    run = Run.open("search", args, device_words, Progress(), costs)
+    candidates = [args.candidates] * progressive.EDGES
+    run = Run.open("search", args, device_words, Progress(candidates, candidates), costs)
     engine.keep_data(run, source.data)
     log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates

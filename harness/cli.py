@@ -198,9 +198,9 @@ def _parse_saved(parser: Parser, path: Path, record: dict) -> dict:
     parsed = vars(parser.parse_args(words))
     del parser.error
     kept = (checkpoints.load(path.parent, record["kind"]) or {}).get("args", {})  # older checkpoints have none
-    for name, value in parsed.items():
-        if saved[name] != value or kept.get(name, value) != value:
-            reject(f"{name!r} can't be {str(saved[name])[:40]!r} in this run")
+    for name, value in (saved | kept | parsed).items():  # `candidates` of a search is no option
+        if saved.get(name) != value or kept.get(name, value) != value:
+            reject(f"{name!r} can't be {str(saved.get(name))[:40]!r} in this run")
     return parsed
 
 

@@ -23,7 +23,8 @@ TEXT, COUNT, SHARE, PERCENT, REAL = (str,), (int, 1, 10**9), (float, 0, 1), (flo
 RECORD = {"command": TEXT, "device": TEXT, "processes": COUNT, "versions": (dict,), "git": TEXT, "launch": TEXT}
 OPTIONS = {"epochs": COUNT, "seed": (int, 0, 10**38), "dataset": TEXT, "arch": TEXT, "stem": TEXT, "image_size": COUNT,
            "warmup_epochs": (int, 0, 10**9), "max_multiply_adds": REAL, "init_channels": COUNT, "layers": COUNT,
-           "tmp_data_dir": TEXT, "max_skip": (int, 0, 10**9), "dropout_rate": [SHARE, 0, 9]}
+           "tmp_data_dir": TEXT, "max_skip": (int, 0, 10**9), "dropout_rate": [SHARE, 0, 9],
+           "candidates": [TEXT, 2, 100]}
 METRICS = {"stage": (int, 1, 3), "epoch": (int, 0, 10**9), "seconds": REAL, "processes": COUNT, "lr": REAL,
            "train_loss": REAL, "valid_loss": REAL, "test_loss": REAL, "train_acc": PERCENT, "valid_acc": PERCENT,
            "test_acc": PERCENT, "skip_dropout": SHARE, "drop_path_prob": SHARE, "skips": (int, 0, 8),

@@ -62,6 +62,14 @@ def test_a_resumed_search_needs_the_operation_again(place, tmp_path):
     assert (copied / "genotype.json").read_text() == (place.search / "genotype.json").read_text()
 
 
+def test_a_search_that_was_killed_in_its_first_epoch_needs_the_operation_again_too(place, tmp_path):
+    killed = tmp_path / "run"
+    killed.mkdir()
+    shutil.copy(place.search / "args.json", killed)  # all that is left then, besides the log
+    line = error_line(run("train_search.py", "--resume", killed, cwd=place.folder), 1)
+    assert f"the operation {OWN!r} is not among max_pool_3x3, " in line and "docs/own-operations.md" in line
+
+
 def test_the_pages_other_commands_run_as_printed_with_a_cell_that_has_the_operation(place):
     """The search's own cell may lack it: two epochs are as good as chance."""
     genotype = {"normal": CELL.normal, "normal_concat": [2], "reduce": CELL.reduce, "reduce_concat": [2]}

@@ -185,10 +185,11 @@ def name_searches(cells: list[dict], searches: list[dict]) -> str:
     if len(cells) == 1:
         return f"one stage of {name}" if cells[0]["kind"] == "one stage" else name
     shown = [key for key in MAIN if len({str(run["args"].get(key)) for run in searches}) > 1]
-    shown += [key for key in differing(searches, args["dataset"]) if key != "dropout_rate"]
+    shown += [key for key in differing(searches, args["dataset"]) if key not in ("dropout_rate", "candidates")]
     rates = {str(run["args"].get("dropout_rate")) for run in searches if any(run["args"].get("dropout_rate") or [])}
     shown += ["dropout_rate"] if len(rates) > 1 else []
-    return ", ".join([cells[0]["label"], *(f"{key} {args.get(key)}" for key in shown)])
+    own = [f"with {op}" for op in args["candidates"] if op not in records.CANDIDATES]
+    return ", ".join([cells[0]["label"], *(f"{key} {args.get(key)}" for key in shown), *own])
 
 
 def describe_evaluations(parts: list[dict], setting: dict) -> dict:
@@ -252,8 +253,10 @@ def add_mobile(rows: list[dict], max_multiply_adds: float) -> None:
         return {"channels": channels, "parameters": utils.count_parameters(network),
                 "multiply_adds": utils.count_multiply_adds(network, 224, published=True)}
 
-    for part in (part for row in rows for part in row["cells"] if part["genotype"]):
-        part["mobile"] = widest(json.dumps(part["genotype"]))
+    for row in rows:
+        for part in row["cells"]:
+            if part["genotype"]:
+                part["mobile"] = widest(json.dumps(part["genotype"]))
 
 
 # ---- command line

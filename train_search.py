@@ -75,15 +75,17 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = cli.parse_args(parser, "search", argv)
     cli.choose_dataset(parser, args)
     check_options(parser, args)
-    # Recorded, since docs/own-operations.md can change them: a search that is resumed keeps its own.
-    saved = records.read_args(args.resume)["args"] if args.resume else {}
-    args.candidates = saved.get("candidates", genotypes.PRIMITIVES)
     args.dropout_rate = args.dropout_rate or [0.1, 0.4, 0.7]  # deviation: none in the published code
     args.add_layers, args.add_width = args.add_layers or [6, 12], args.add_width or [0, 0]
     try:
-        make_stages(args)
+        stages = make_stages(args)
     except ValueError as error:
         parser.error(str(error))
+    args.candidates = genotypes.PRIMITIVES  # recorded, since a script can replace some (docs/own-operations.md)
+    if args.resume:
+        args.candidates = (records.OLD_MEANING["search"] | records.read_args(args.resume)["args"])["candidates"]
+        if not sum(stage.num_drop for stage in stages) + 1 < len({*args.candidates}) == len(args.candidates):
+            raise ValueError(f"{args.resume}/args.json: 'candidates' can't be {args.candidates}: restore the file")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup_epochs {args.warmup_epochs} leaves no alpha steps in --epochs {args.epochs}: lower it")
     return args
@@ -129,8 +131,7 @@ def main(args: Namespace) -> None:
     device = utils.pick_device(args.device, args.deterministic, args.tf32, args.amp)
     parallel.init_distributed(device)
     source = search_parts.open_data(args, device)
-    for stage in stages:
-        check_size(stage, source.data["image_size"], args, device)
+    check_size(stages[0], source.data["image_size"], args, device)  # what later stages need depends on their candidates
     device_words = utils.describe_device(device)
     candidates = [args.candidates] * progressive.EDGES
     run = Run.open("search", args, device_words, Progress(candidates, candidates), costs)

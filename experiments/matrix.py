@@ -44,9 +44,9 @@ SETTINGS = {
         epochs=80, lengths=(20, 80), length_cells=("DARTS_V2", "PDARTS", *RANDOM[:3]),
         baselines=((*RANDOM[:4], "PDARTS", "DARTS_V2"), RANDOM[4:]),
         searches={"pdarts": (0, 1, 2), "no-skip-dropout": (0, 1)}, evaluation_seeds=(0, 1, 2)),
-    # 522 alpha steps per stage. The learning rate was chosen with seeds 0 and 1, in searches of 12 epochs, 4 of them
-    # warm-up, whose alphas agreed as well after 261 steps as after 1,566. 3 epochs were chosen for their cost, before
-    # any search of the matrix had ended: 12 take 4.5 to 7.5 hours on the machines at hand. No drop path, which hides
+    # 522 alpha steps per stage. Seeds 0 and 1 chose the learning rate, in a stage 1 of 12 epochs, 4 of them warm-up;
+    # there, alphas agreed as well after 261 steps as after 1,566. 3 epochs were chosen for their cost, before any
+    # search of the matrix had ended: 12 take 4.5 to 7.5 hours on the machines at hand. No drop path, which hides
     # differences between small cells. 12 epochs of evaluation were chosen for their cost, too, before any cell of the
     # matrix was trained: 25 take over an hour for each of its 34 cells. `length_cells` show what 12 tell apart.
     "cifar": Setting(

@@ -14,7 +14,10 @@ from harness.log import log
 
 # What options mean that older runs lack; an ImageNet run has no option for its dataset.
 EVERY_RUN = {"tf32": False, "tensorboard": False, "fast": "auto", "valid_portion": None}
-OLD_MEANING = {"search": EVERY_RUN | {"grad_checkpoint": False, "stem": "cifar", "drop_path_prob": 0.3},
+CANDIDATES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
+              "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
+OLD_MEANING = {"search": EVERY_RUN | {"grad_checkpoint": False, "stem": "cifar", "drop_path_prob": 0.3,
+                                      "candidates": CANDIDATES},
                "eval": EVERY_RUN | {"init_weights": None, "max_multiply_adds": None, "predictions": None},
                "imagenet": EVERY_RUN | {"init_weights": None, "max_multiply_adds": None, "predictions": None,
                                           "dataset": "imagenet"}}

@@ -122,8 +122,8 @@ def page(run_dir: Path, out: Path, run: dict, figures: dict[str, Path]) -> str:
              ("versions", versions), ("source", run["git"] or "unknown"),
              ("time", f"{sum(row['seconds'] for row in run['metrics']) / 3600:.2f} hours")]
     body = ["<h2>Run</h2>", code(run["command"]), table(facts)]
-    if run["genotype"] and run["kind"] == "search":
-        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, run["args"])]
+    if run["genotype"] and (run_dir / "genotypes.json").exists():
+        body += ["<h2>Genotypes</h2>", *describe_genotypes(run_dir, out, run)]
     if measured := records.read_classes(run_dir):
         head, *rows = classes.tabulate(measured)
         body += ["<h2>Classes</h2>", "<p>Of the test set, by the weights of the last epoch.</p>", table(rows, head)]
@@ -145,12 +145,12 @@ def progress(run: dict) -> str:
     if records.judged_by(metrics) == "valid":  # best.pt has the best validation accuracy
         found |= {"validation": (metrics[-1]["valid_acc"], max(row["valid_acc"] for row in metrics))}
     return "; ".join([state(run), *(f"{name} accuracy last {both[0]:.2f} %, best {both[1]:.2f} %"
-                               for name, both in found.items() if both[0] is not None)])
+                                    for name, both in found.items() if both[0] is not None)])
 
 
-def describe_genotypes(run_dir: Path, out: Path, args: dict) -> list[str]:
+def describe_genotypes(run_dir: Path, out: Path, run: dict) -> list[str]:
     """The genotypes that a search found, as HTML; those not recommended are written to `out`, for training, too."""
-    chosen, rows, commands = genotypes.load_file(run_dir), [], []
+    chosen, args, rows, commands = run["genotype"], run["args"], [], []
     for row in genotypes.load_table(run_dir):
         genotype, limit = row["genotype"], row["max_skip"]
         name, path = "unrestricted" if limit is None else f"M = {limit}", run_dir

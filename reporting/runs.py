@@ -14,7 +14,7 @@ def read_run(run_dir: str, *needed: str) -> dict:
     record, metrics = records.read_run(path, "device", "processes", "dataset", "epochs", "seed", "arch", "stage",
                                        "epoch", "seconds", "test_acc", *needed)
     genotype = genotypes.load_file(path) if (path / "genotype.json").exists() else None
-    args = {"candidates": genotypes.PRIMITIVES} | records.OLD_MEANING[record["kind"]] | record["args"]
+    args = records.OLD_MEANING[record["kind"]] | record["args"]
     args = {key: value for key, value in args.items() if value is not None}
     if limit := args.pop("max_multiply_adds", None):  # it chose the channels, which differ between cells
         args["init_channels"] = f"at most {limit:g}M multiply-adds"

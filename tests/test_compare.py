@@ -163,6 +163,13 @@ def test_a_cell_has_its_mobile_network_in_each_of_its_rows(tmp_path):
     assert [part["mobile"]["channels"] for row in rows for part in row["cells"]] == [48, 48]  # as in the paper
 
 
+def test_searches_with_an_own_operation_have_a_row_that_names_it(tmp_path):
+    own = [*records.CANDIDATES[:7], "silu_conv"]
+    runs = [write_search(tmp_path / f"search-{seed}", seed=seed, **{"candidates": own} if seed > 1 else {})
+            for seed in range(4)]
+    assert [row["run"] for row in compare.compare(runs)] == ["P-DARTS", "P-DARTS, with silu_conv"]
+
+
 def test_fast_may_differ_between_runs_of_a_row(tmp_path):
     rows = compare.compare([write_evaluation(tmp_path / f"eval-{fast}", [0.0, 90.0], seed=seed, fast=fast)
                             for seed, fast in enumerate(("off", "auto"))])

@@ -287,6 +287,18 @@ def test_options_that_an_older_run_lacks_have_their_old_meaning(copy):
         del record["args"][name]
     (run_dir / "args.json").write_text(json.dumps(record))
     assert resumed(run_dir) == expected and compared(run_dir) == row
+    assert records.CANDIDATES == genotypes.PRIMITIVES
+
+
+@pytest.mark.parametrize("candidates", [["none"] * 8, genotypes.PRIMITIVES[:6], ["none", 3]])
+def test_a_resumed_search_needs_candidates_for_three_stages(candidates, copy):
+    run_dir = copy(SEARCH)
+    (run_dir / "checkpoint.pt").unlink()  # it would differ
+    record = json.loads((run_dir / "args.json").read_text())
+    record["args"]["candidates"] = candidates
+    (run_dir / "args.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="args.json: 'candidates' can't be"):
+        resumed(run_dir)
 
 
 def test_every_option_is_of_the_first_version_or_has_an_old_meaning():

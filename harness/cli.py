@@ -99,7 +99,7 @@ def add_weight_options(add, rate: str) -> None:
     add("--learning_rate", type=number(float, 0), help=rate)
     add("--momentum", type=number(float, 0, 1), default=0.9, help="SGD momentum")
     add("--weight_decay", type=number(float, 0), help="weight decay of the weights")
-    add("--grad_clip", type=number(float, 0), default=5.0, help="scale a gradient down to this norm if its own is larger")
+    add("--grad_clip", type=number(float, 0), default=5.0, help="largest gradient norm: larger ones are scaled")
 
 
 def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
@@ -137,7 +137,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
     add("--device", help="cuda, mps or cpu; default: the first available")
     add("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     add("--tf32", action="store_true", help="float32 convolutions and matmuls in TF32 (10 bits) on recent GPUs")
-    add("--fast", choices=["auto", "on", "off"], default="auto", help="off: train the reference networks, without fast/")
+    add("--fast", choices=["auto", "on", "off"], default="auto", help="off: train the reference networks without fast/")
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--tensorboard", action="store_true", help="also write the scalars for TensorBoard")
     add("--deterministic", action="store_true", help="bit-identical repeats on CUDA too; slower")

@@ -4,10 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import compare
 import genotypes
-import progressive
 from experiments.matrix import Step
-from harness import checkpoints, records
+from harness import checkpoints
 from harness.files import replace_file
 from reporting.runs import read_run, state
 
@@ -49,15 +49,19 @@ def check_run(out: Path, step: Step) -> None:
 
 
 def write_cells(out: Path, step: Step) -> None:
-    """Write a finished search's cell to cells/NAME.json; for P-DARTS also its first stage's cell, and dealt ones."""
-    run = find_run(out, step)
-    if step.part != "search" or run is None or not is_finished(run):
+    """Write a finished search's cell to cells/NAME.json; for P-DARTS also dealt ones, and its first stage's cell.
+
+    The last is written even if the search was stopped later on.
+    """
+    run, cells = find_run(out, step), {}
+    if step.part != "search" or run is None:
         return
-    cells = {step.name: run["genotype"]}
-    if "-pdarts-" in step.name:
-        cells[step.name.replace("-pdarts-", "-one-stage-")] = progressive.first_stage_genotype(
-            records.read_alphas(run["path"]), run["args"]["max_skip"])
-        for seed in range(2):
+    pdarts = "-pdarts-" in step.name
+    if pdarts and (genotype := compare.first_stage_cell(run)):
+        cells[step.name.replace("-pdarts-", "-one-stage-")] = genotype
+    if is_finished(run):
+        cells[step.name] = run["genotype"]
+        for seed in range(2 * pdarts):
             cells[f"{step.name.replace('-pdarts-', '-dealt-')}-{seed}"] = deal(run["genotype"], seed)
     for name, genotype in cells.items():
         path = out / "cells" / f"{name}.json"

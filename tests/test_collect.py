@@ -24,7 +24,10 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
     np.savez(runs / "search-1" / "alphas.npz", **ALPHAS)
     write_evaluation(runs / "eval-1", [0.0, 95.0])
     write_evaluation(runs / "eval-2", [90.0])  # the first of two epochs
-    for name in ("search-1", "eval-1", "eval-2"):
+    write_search(runs / "search-2", seed=2, genotype=None, epochs=2)  # still in its first stage
+    write_search(runs / "search-3", seed=3, genotype=None)  # stopped after its first stage
+    np.savez(runs / "search-3" / "alphas.npz", **ALPHAS)
+    for name in ("search-1", "search-2", "search-3", "eval-1", "eval-2"):
         record = json.loads((runs / name / "args.json").read_text())
         record["command"] = "python '/home/some one/p-darts/train.py' --arch 'a b' --seed 1"
         (runs / name / "args.json").write_text(json.dumps(record))
@@ -32,9 +35,9 @@ def test_finished_runs_leave_their_records_without_weights_and_without_the_path_
     (runs / "eval-3").mkdir()  # killed at birth
     (runs / "eval-3" / "args.json.tmp").write_text("{")
     outcome = run("experiments/collect.py", tmp_path / "out", tmp_path / "results")
-    assert outcome.code == 0 and "2 of 3 runs" in outcome.out + outcome.err, outcome
+    assert outcome.code == 0 and "3 of 5 runs" in outcome.out + outcome.err, outcome
     written = files(tmp_path / "results")
-    assert written == {name for name in files(runs) if name.startswith(("search-1", "eval-1"))
+    assert written == {name for name in files(runs) if name.startswith(("search-1", "search-3", "eval-1"))
                        and not name.endswith("weights.pt")}
     for name in ("search-1", "eval-1"):
         kept = SimpleNamespace(**json.loads((tmp_path / "results" / name / "args.json").read_text()))

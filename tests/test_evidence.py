@@ -6,15 +6,19 @@ import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 from scripts import ROOT, behind, error_line, run, snapshot, start, write_images
-from test_compare import write_evaluation
+from test_collect import ALPHAS
+from test_compare import write_evaluation, write_search
 
 import compare
 import genotypes
+import progressive
 import train_cifar
 import train_search
 from experiments import controls, evidence, matrix, step_runs
+from harness import records
 
 DRIVER = "experiments/evidence.py"
 HOURS = {"hours", "evaluation_hours"}  # what no two runs have in common; dates are part of the names
@@ -105,6 +109,20 @@ def test_dealt_cells_have_a_cells_operations():
         for kind in ("normal", "reduce"):
             assert sorted(op for op, _ in getattr(other, kind)) == sorted(op for op, _ in getattr(cell, kind))
     assert step_runs.deal(cell, 3) == dealt[3] and len({str(other) for other in dealt}) == 20
+
+
+def test_a_search_that_was_stopped_after_its_first_stage_leaves_that_stages_cell(tmp_path):
+    step = next(step for step in matrix.steps(matrix.SETTINGS["tiny"]) if step.name == "digits-pdarts-1")
+    for folder in ("runs", "cells"):
+        (tmp_path / folder).mkdir()
+    run_dir = write_search(tmp_path / "runs" / f"search-{step.name}-20261129-000000", seed=1, genotype=None, max_skip=2)
+    step_runs.write_cells(tmp_path, step)
+    assert not list((tmp_path / "cells").iterdir())
+    np.savez(f"{run_dir}/alphas.npz", **ALPHAS)
+    step_runs.write_cells(tmp_path, step)
+    cell, = (tmp_path / "cells").iterdir()
+    assert cell.name == "digits-one-stage-1.json"
+    assert genotypes.load_file(cell) == progressive.first_stage_genotype(records.read_alphas(run_dir), 2)
 
 
 def option(step, name):

@@ -1,4 +1,7 @@
-"""Devices, precision, seeds, and measurements: time, memory, parameters, multiply-adds."""
+"""Devices, precision, seeds, and measurements: time, memory, parameters, multiply-adds.
+
+Checkpoints are written by harness/runs.py; what a script adds to them is in its call of `run.keep`.
+"""
 import bisect
 import contextlib
 import copy

@@ -2,6 +2,7 @@
 import json
 import statistics
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from harness.files import replace_file
@@ -58,11 +59,12 @@ def describe_setting(setting: dict | None) -> list[str]:
 
 
 def name_unfinished(row: dict) -> list[str]:
-    """A row's unfinished searches and evaluation runs, with how far they are."""
-    searches = [] if row["kind"] == "one stage" else [part for part in row["cells"] if part["state"]]
-    named = [f"{part['name']}: {part['state']}" if len(searches) > 1 else f"search: {part['state']}"
-             for part in searches if part["state"] != "finished"]
-    return named + [f"{name}: {how_far}" for name, how_far in (row["unfinished"] or {}).items()]
+    """How far a row's unfinished searches are, and its unfinished evaluation runs."""
+    states = [] if row["kind"] == "one stage" else [part["state"] for part in row["cells"] if part["state"]]
+    which = "search" if len(states) == 1 else f"{{}} of {len(states)} searches"
+    far = Counter(state for state in states if state != "finished")
+    return [f"{which.format(n)}: {state}" for state, n in far.items()] + [
+        f"{name}: {how_far}" for name, how_far in (row["unfinished"] or {}).items()]
 
 
 def grid(rows: list[dict]) -> list[list[str]]:

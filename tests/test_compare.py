@@ -259,6 +259,11 @@ def test_the_table_for_the_eye_says_what_is_unfinished(runs, monkeypatch, capsys
     assert f"search-a_1: {json.dumps(FOUND._asdict())}" in lines
 
 
+def test_the_unfinished_searches_of_a_row_are_counted(tmp_path):
+    runs = [write_search(tmp_path / f"search-{seed}", seed, None if seed else FOUND, epochs=2) for seed in range(3)]
+    assert "2 of 3 searches: stage 3, epoch 1/2" in compare.tables.as_markdown(compare.compare(runs))
+
+
 def test_two_ways_to_name_cifar100_are_one_setting(tmp_path):
     """--cifar100 is what the published code calls --dataset cifar100."""
     rows = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, 80.0], dataset="cifar100", cifar100=i == 1)

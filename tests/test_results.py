@@ -63,9 +63,20 @@ def test_the_table_of_the_first_attempt_is_what_compare_makes_of_the_records():
     assert printed("compare.py", *runs(*FASHION), "--markdown") in text("docs/evidence.md")
 
 
-@pytest.mark.parametrize("script, patterns", [("differences", CIFAR), ("traits", CIFAR[1:])])
+@pytest.mark.parametrize("script, patterns", [("differences", CIFAR), ("traits", CIFAR[1:]), ("agreement", CIFAR[:1])])
 def test_the_other_tables_are_what_the_scripts_make_of_the_records(script, patterns):
     assert printed(f"experiments/{script}.py", *runs(*patterns)) in text("docs/evidence.md")
+
+
+def test_the_quoted_differences_are_those_of_the_records():
+    lines = [line.strip("| ").split(" | ") for line in
+             printed("experiments/differences.py", *runs(*CIFAR)).splitlines()]
+    found = {cells: values for cells, *values in lines}
+    quoted, readme = (" ".join(text(document).split()) for document in ("docs/evidence.md", "README.md"))
+    n, points, _, p, std = found["one stage − random"]
+    assert f"have {points.strip('−')} points fewer errors than {n.removeprefix('2, ')} random ones" in quoted
+    assert f"these cells have {std.strip('−')}." in quoted and f"too few to tell (p = {float(p):.2f})" in readme
+    assert f"published cells have {found['random − published'][1].strip('+')} points fewer errors" in quoted
 
 
 def test_readme_quotes_the_first_attempts_errors():

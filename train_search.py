@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error(str(error))
     args.candidates = genotypes.PRIMITIVES  # recorded, since a script can replace some (docs/own-operations.md)
     if args.resume:
-        args.candidates = (records.OLD_MEANING["search"] | records.read_args(args.resume)["args"])["candidates"]
+        args.candidates = records.options_of(records.read_args(args.resume))["candidates"]
         if not sum(stage.num_drop for stage in stages) + 1 < len({*args.candidates}) == len(args.candidates):
             raise ValueError(f"{args.resume}/args.json: 'candidates' can't be {args.candidates}: restore the file")
     if args.warmup_epochs >= args.epochs:
@@ -124,6 +124,11 @@ class Progress:
     alphas: dict = field(default_factory=dict)  # content of alphas.npz
 
 
+def begin(args: Namespace) -> Progress:
+    candidates = [args.candidates] * progressive.EDGES
+    return Progress(candidates, candidates)
+
+
 @process.restored()
 def main(args: Namespace) -> None:
     stages = make_stages(args)
@@ -133,8 +138,7 @@ def main(args: Namespace) -> None:
     source = search_parts.open_data(args, device)
     check_size(stages[0], source.data["image_size"], args, device)  # what later stages need depends on their candidates
     device_words = utils.describe_device(device)
-    candidates = [args.candidates] * progressive.EDGES
-    run = Run.open("search", args, device_words, Progress(candidates, candidates), costs)
+    run = Run.open("search", args, device_words, begin(args), costs)
     engine.keep_data(run, source.data)
     log_start(run, source)
     for stage in stages[run.state.stage - 1:]:  # deeper supernets over fewer candidates

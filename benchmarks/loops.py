@@ -15,7 +15,6 @@ from PIL import Image
 
 import engine
 import genotypes
-import progressive
 import train_cifar
 import train_imagenet
 import train_search
@@ -55,8 +54,7 @@ def search(args: argparse.Namespace, amp: str, folder: Path) -> Loop:
     # Half of the images are for the weights.
     dataset = random_dataset(2 * args.loop_steps * args.batch_size, args.image_size)
     search_parts.load = lambda *_: dataset  # instead of the files of CIFAR-10
-    candidates = [options.candidates] * progressive.EDGES
-    run = SimpleNamespace(args=options, state=train_search.Progress(candidates, candidates), keep=lambda **parts: None)
+    run = SimpleNamespace(args=options, state=train_search.begin(options), keep=lambda **parts: None)
     stage, source = train_search.make_stages(options)[0], search_parts.open_data(options, device)
     architect, optimizer = train_search.build_stage(stage, run, source, device)
 

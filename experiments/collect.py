@@ -3,9 +3,9 @@
     python experiments/collect.py OUT results
 Expect results/RUN/ for each finished run in OUT/runs and OUT/controls, with args.json, metrics.jsonl and genotype.json,
 and for a search alphas.npz and genotypes.json: all files that compare.py and visualize.py read. A search counts as soon
-as its first stage has ended, since that has a cell of its own. The losses that
-ablation.py measured are copied to results/supernets/. The names contain that of the data (eval-cifar-..., eval-fashion-
-...), so the records of several settings can share a folder. Nothing is copied if a record is damaged.
+as its first stage has ended, since that has a cell of its own. The losses that ablation.py measured are copied to
+results/supernets/. The names contain that of the data (eval-cifar-..., eval-fashion-...), so the records of several
+settings can share a folder. Nothing is copied if a record is damaged.
 """
 import json
 import shlex

@@ -22,7 +22,7 @@ import compare
 import genotypes
 import utils
 from experiments import significance
-from harness import cli, records
+from harness import cli
 from harness.files import replace_file
 from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
@@ -76,9 +76,7 @@ def read_options(run_dirs: list[str]) -> dict[str, dict]:
     """The runs' options, by the names that compare.py gives runs: the directory's, or its path if several have that."""
     options = {}
     for run in map(read_run, run_dirs):
-        own = records.read_args(run["path"])["args"]  # has the number of channels that --max_multiply_adds chose
-        options |= dict.fromkeys((run["name"], str(run["path"])), run["args"] | {
-            "init_channels": own.get("init_channels")})
+        options |= dict.fromkeys((run["name"], str(run["path"])), run["args"] | {"init_channels": run["channels"]})
     return options
 
 

@@ -185,7 +185,7 @@ def _parse_saved(parser: Parser, path: Path, record: dict) -> dict:
     def reject(message: str):
         raise ValueError(f"{path}: {message}: restore the file")
 
-    saved, words = records.OLD_MEANING[record["kind"]] | record["args"], []
+    saved, words = records.options_of(record), []
     for action in parser._actions[1:]:  # the first is --help
         if action.dest not in saved:
             reject(f"no {action.dest!r}")

@@ -89,6 +89,11 @@ def read_args(run_dir, *needed: str) -> dict:
     return record
 
 
+def options_of(record: dict) -> dict:
+    """A run's options from its args.json; those that are newer than the run have their old meaning."""
+    return OLD_MEANING[record["kind"]] | record["args"]
+
+
 def read_run(run_dir, *needed: str) -> tuple[dict, list[dict]]:
     """A run's args.json and its epochs' records, in their order. needed: as for `read_args`. Raises ValueError."""
     record, path = read_args(run_dir, *needed), Path(run_dir) / "metrics.jsonl"

@@ -6,7 +6,7 @@ from harness import records
 
 
 def read_run(run_dir: str, *needed: str) -> dict:
-    """A run directory's content: the entries of args.json, name, path, metrics and genotype.
+    """A run directory's content: the entries of args.json, name, path, metrics, genotype and number of channels.
 
     needed: more entries than `state` and `hours` need, see `records.read_run`. Raises ValueError.
     """
@@ -14,14 +14,15 @@ def read_run(run_dir: str, *needed: str) -> dict:
     record, metrics = records.read_run(path, "device", "processes", "dataset", "epochs", "seed", "arch", "stage",
                                        "epoch", "seconds", "test_acc", *needed)
     genotype = genotypes.load_file(path) if (path / "genotype.json").exists() else None
-    args = records.OLD_MEANING[record["kind"]] | record["args"]
-    args = {key: value for key, value in args.items() if value is not None}
+    args = {key: value for key, value in records.options_of(record).items() if value is not None}
+    channels = args.get("init_channels")
     if limit := args.pop("max_multiply_adds", None):  # it chose the channels, which differ between cells
         args["init_channels"] = f"at most {limit:g}M multiply-adds"
     folder = args.pop("tmp_data_dir", "")
     if args["dataset"] in ("folder", "imagenet"):  # its name is the dataset's, on any machine
         args["tmp_data_dir"] = Path(folder).name
-    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args}
+    return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args,
+                     "channels": channels}
 
 
 def state(run: dict) -> str:

@@ -209,12 +209,18 @@ def weight_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
 
 def start_next_stage(run: Run, stage: Stage, choices: Choices) -> None:
     """Prune the candidates of each edge, advance to the next stage, and draw the run so far."""
-    normal, normal_probs, reduce, reduce_probs = choices
-    run.state.normal = progressive.prune(normal, normal_probs, stage.num_drop)
-    run.state.reduce = progressive.prune(reduce, reduce_probs, stage.num_drop)
-    run.state.stage, run.next_epoch = stage.number + 1, 0
+    advance(run.state, stage, choices)
+    run.next_epoch = 0
     if parallel.rank() == 0:
         try_to_draw(run.path)
+
+
+def advance(progress: Progress, stage: Stage, choices: Choices) -> None:
+    """Prune the candidates of each edge for the stage that follows this one."""
+    normal, normal_probs, reduce, reduce_probs = choices
+    progress.normal = progressive.prune(normal, normal_probs, stage.num_drop)
+    progress.reduce = progressive.prune(reduce, reduce_probs, stage.num_drop)
+    progress.stage = stage.number + 1
 
 
 def read_choices(progress: Progress, network: Network) -> Choices:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import progressive
 import train_search
 from harness import checkpoints, cli, records
 from harness.cli import MAY_CHANGE

@@ -44,7 +44,8 @@ def check_run(out: Path, step: Step) -> None:
     if tuple(shlex.split(str(run.get("command")))[2:]) != step.command[1:]:
         raise ValueError(f"{run['path']} was made with other options than this setting's: move it away")
     if not is_finished(run) and checkpoints.load(run["path"], run["kind"]) is None and run["metrics"]:
-        raise ValueError(f"{run['path']} has lost its checkpoint.pt: move it away to restart the step")
+        instead = ", or continue a search with experiments/restore_search.py" * (step.part == "search")
+        raise ValueError(f"{run['path']} has lost its checkpoint.pt: move it away to restart the step{instead}")
     write_cells(out, step)
 
 

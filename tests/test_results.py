@@ -73,9 +73,13 @@ def test_the_quoted_differences_are_those_of_the_records():
              printed("experiments/differences.py", *runs(*CIFAR)).splitlines()]
     found = {cells: values for cells, *values in lines}
     quoted, readme = (" ".join(text(document).split()) for document in ("docs/evidence.md", "README.md"))
-    n, points, _, p, std = found["one stage − random"]
-    assert f"have {points.strip('−')} points fewer errors than {n.removeprefix('2, ')} random ones" in quoted
-    assert f"these cells have {std.strip('−')}." in quoted and f"too few to tell (p = {float(p):.2f})" in readme
+    (n, points, _, p, std), (_, points1, _, p1, std1) = (
+        found[f"{kind} − random"] for kind in ("P-DARTS", "one stage"))
+    searches, random = n.split(", ")
+    assert searches == "2" and (f"two searches have {points.strip('−')} points fewer errors than {random} random ones, "
+                                f"and the cells that they had found after stage 1 have {points1.strip('−')} ") in quoted
+    assert f"P-DARTS has {std.strip('−')}, one stage {std1.strip('−')}." in quoted
+    assert f"too few to tell (p = {float(p):.2f} and {float(p1):.2f})" in readme
     assert f"published cells have {found['random − published'][1].strip('+')} points fewer errors" in quoted
 
 

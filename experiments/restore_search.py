@@ -53,11 +53,14 @@ def main(args: Namespace) -> None:
 
 
 def state_after(complete: int, options: Namespace, alphas: dict) -> train_search.Progress:
-    """The state of a search in which so many stages are complete."""
+    """The state of a search in which so many stages are complete. Raises ValueError if alphas lack one of them."""
     progress = train_search.begin(options)
     for stage in train_search.make_stages(options)[:complete]:
         names = [f"stage{stage.number}_{cell}" for cell in ("normal", "reduce")]
         for name, candidates in zip(names, (progress.normal, progress.reduce)):
+            if len(alphas.get(name, ())) != options.epochs or alphas[f"{name}_candidates"].tolist() != candidates:
+                raise ValueError(f"{options.resume}/alphas.npz has no complete stage {stage.number} as in "
+                                 "metrics.jsonl: restore the file")
             progress.alphas |= {name: list(torch.from_numpy(alphas[name])), f"{name}_candidates": candidates}
         normal, reduce = (F.softmax(progress.alphas[name][-1], dim=-1).tolist() for name in names)
         train_search.advance(progress, stage, Choices(progress.normal, normal, progress.reduce, reduce))

@@ -2,6 +2,7 @@
 import shutil
 
 import kill_loop
+import numpy as np
 import pytest
 from scripts import error_line, run, snapshot
 
@@ -42,6 +43,15 @@ def test_a_record_without_a_next_stage_is_refused(epochs, reason, search, tmp_pa
     record = copy_record(search, tmp_path / "search", epochs)
     before = snapshot(record)
     assert reason in error_line(run("experiments/restore_search.py", record), 1)
+    assert snapshot(record) == before
+
+
+def test_alphas_that_lack_a_complete_stage_are_one_line(search, tmp_path):
+    record = copy_record(search, tmp_path / "search", epochs=6)
+    with np.load(search / "alphas.npz") as alphas:
+        np.savez(record / "alphas.npz", **{name: rows for name, rows in alphas.items() if name.startswith("stage1")})
+    before = snapshot(record)
+    assert "alphas.npz has no complete stage 2" in error_line(run("experiments/restore_search.py", record), 1)
     assert snapshot(record) == before
 
 

@@ -125,6 +125,7 @@ class Progress:
 
 
 def begin(args: Namespace) -> Progress:
+    """The state of a search before its first epoch: every edge has all candidates."""
     candidates = [args.candidates] * progressive.EDGES
     return Progress(candidates, candidates)
 
@@ -155,7 +156,7 @@ def main(args: Namespace) -> None:
             end_epoch(run, architect, record)
         log_choices(run.metrics[-1])
         # The weakest candidates of each edge are dropped, so the next supernet can be deeper.
-        choices = read_choices(run.state, architect.model)
+        choices = read_choices(run.state, architect.alphas)
         if stage.num_drop:
             start_next_stage(run, stage, choices)
     # The strongest candidates of stage 3 form the cell, whose skip-connects are then limited (section 3.3).
@@ -223,9 +224,9 @@ def advance(progress: Progress, stage: Stage, choices: Choices) -> None:
     progress.stage = stage.number + 1
 
 
-def read_choices(progress: Progress, network: Network) -> Choices:
-    """The candidates of a stage and their probabilities, from which derivation and pruning choose."""
-    normal, reduce = (F.softmax(a.detach(), dim=-1).tolist() for a in (network.alphas_normal, network.alphas_reduce))
+def read_choices(progress: Progress, alphas: list[Tensor]) -> Choices:
+    """The candidates of a stage and their probabilities (alphas: both cells', (14, K)), from which to choose."""
+    normal, reduce = (F.softmax(alpha.detach(), dim=-1).tolist() for alpha in alphas)
     return Choices(progress.normal, normal, progress.reduce, reduce)
 
 
@@ -278,7 +279,7 @@ def build_stage(stage: Stage, run: Run, source: SearchData,
 
 def end_epoch(run: Run, architect: Architect, record: dict) -> None:
     """Add to an epoch's record how decided the alphas are and how far they moved, and save the run."""
-    network, choices = architect.model, read_choices(run.state, architect.model)
+    network, choices = architect.model, read_choices(run.state, architect.alphas)
     # A resumed run builds the same supernet again before it restores it, so its alphas start at the same values.
     start, alphas = (torch.cat(pair).tolist() for pair in (architect.start, architect.alphas))  # (28, K)
     genotype = progressive.derive_genotype(*choices)

@@ -12,16 +12,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_search
-from harness import checkpoints, cli, records
-from harness.cli import MAY_CHANGE
+from harness import cli, records
 from harness.log import log
+from harness.runs import Run
 from input_pipeline import search_parts
 from input_pipeline.batches import Batches
-from progressive import Choices
 
 
 def get_args_parser() -> cli.Parser:
@@ -44,11 +42,10 @@ def main(args: Namespace) -> None:
                                 (source.valid_batches, options.epochs - options.warmup_epochs)):
             for _ in range(complete * epochs * len(source.train_batches)):
                 batches.next()
-    checkpoints.save(args.run, {
-        "kind": "search", "epoch": 0, "metrics": metrics[:complete * options.epochs],
-        "args": {name: value for name, value in vars(options).items() if name not in {*MAY_CHANGE, "save"}},
-        **vars(state_after(complete, options, records.read_alphas(args.run))),
-        "train_batches": source.train_batches.state_dict(), "valid_batches": source.valid_batches.state_dict()})
+    run = Run("search", args.run, options, "cpu", state_after(complete, options, records.read_alphas(args.run)))
+    run.metrics = metrics[:complete * options.epochs]
+    run.keep(train_batches=source.train_batches, valid_batches=source.valid_batches)
+    run.save()
     log.info(f"{args.run} continues with stage {complete + 1}: python train_search.py --resume {args.run}")
 
 
@@ -62,8 +59,8 @@ def state_after(complete: int, options: Namespace, alphas: dict) -> train_search
                 raise ValueError(f"{options.resume}/alphas.npz has no complete stage {stage.number} as in "
                                  "metrics.jsonl: restore the file")
             progress.alphas |= {name: list(torch.from_numpy(alphas[name])), f"{name}_candidates": candidates}
-        normal, reduce = (F.softmax(progress.alphas[name][-1], dim=-1).tolist() for name in names)
-        train_search.advance(progress, stage, Choices(progress.normal, normal, progress.reduce, reduce))
+        last = [progress.alphas[name][-1] for name in names]
+        train_search.advance(progress, stage, train_search.read_choices(progress, last))
     return progress
 
 

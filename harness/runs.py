@@ -90,7 +90,7 @@ class Run:
             log.info(f"{meter.label} done, ETA {in_words(self.seconds_left(1.0, meter.elapsed()))}")
         except parallel.Stopped:
             weights.check_finite(self.parts["network"], meter.label)
-            self._save_checkpoint(self.parts | {"meter": meter})
+            self.save(meter=meter)
             parallel.barrier()
             raise
 
@@ -101,7 +101,7 @@ class Run:
         log.info(json.dumps(record))
         self.next_epoch += 1
         self.metrics.append(record)
-        self._save_checkpoint(self.parts)
+        self.save()
         if parallel.rank() == 0:
             self._write_history()
         if self._write_scalars:
@@ -114,9 +114,10 @@ class Run:
     def device_hours(self) -> float:
         return records.device_hours(self.metrics, self.processes)
 
-    def _save_checkpoint(self, parts: dict) -> None:
-        """Write the run and these parts. All ranks call it. Raises OSError."""
-        states = {name: part.state_dict() for name, part in parts.items()}  # the meter's is summed over all ranks
+    def save(self, **more) -> None:
+        """Write checkpoint.pt: the run, its parts, and these. All ranks call it. Raises OSError."""
+        # The meter's state is summed over all ranks.
+        states = {name: part.state_dict() for name, part in (self.parts | more).items()}
         if parallel.rank() == 0:
             args = {name: value for name, value in vars(self.args).items() if name not in {*MAY_CHANGE, "save"}}
             checkpoints.save(self.path, {"kind": self.kind, "epoch": self.next_epoch, "metrics": self.metrics,

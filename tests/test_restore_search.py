@@ -17,13 +17,17 @@ def copy_record(search, folder, epochs: int):
     return folder
 
 
-@pytest.mark.parametrize("epochs", [3, 5, 6])
-def test_a_search_continued_from_its_record_ends_as_if_it_had_never_stopped(epochs, search, tmp_path):
-    record = copy_record(search, tmp_path / search.name, epochs)
+def assert_continues(search, folder, epochs: int):
+    record = copy_record(search, folder, epochs)
     assert run("experiments/restore_search.py", record).code == 0
     outcome = run("train_search.py", "--resume", record)
     assert outcome.code == 0, outcome.err
     kill_loop.assert_same_result(record, search)
+
+
+@pytest.mark.parametrize("epochs", [3, 5, 6])
+def test_a_search_continued_from_its_record_ends_as_if_it_had_never_stopped(epochs, search, tmp_path):
+    assert_continues(search, tmp_path / search.name, epochs)
 
 
 def test_a_search_on_image_files_is_continued_in_the_same_way(data, tmp_path):
@@ -31,11 +35,7 @@ def test_a_search_on_image_files_is_continued_in_the_same_way(data, tmp_path):
                "--warmup_epochs", 0, "--train_portion", 0.5]
     options.remove("--cutout")  # is for images in memory
     search = kill_loop.undisturbed("train_search.py", options, tmp_path / "runs")
-    record = copy_record(search, tmp_path / search.name, epochs=1)
-    assert run("experiments/restore_search.py", record).code == 0
-    outcome = run("train_search.py", "--resume", record)
-    assert outcome.code == 0, outcome.err
-    kill_loop.assert_same_result(record, search)
+    assert_continues(search, tmp_path / search.name, epochs=1)
 
 
 @pytest.mark.parametrize("epochs, reason", [(2, "0 complete stages"), (9, "3 complete stages")])

@@ -55,7 +55,7 @@ def test_an_epoch_on_another_number_of_processes_says_so_and_hours_count_it(tmp_
 
     import engine
     from harness import parallel, runs
-    monkeypatch.setattr(runs.Run, "_save_checkpoint", lambda run, parts: None)
+    monkeypatch.setattr(runs.Run, "save", lambda run: None)
     (tmp_path / "args.json").write_text('{"kind": "eval", "args": {}, "processes": 1}')
     args = Namespace(epochs=2, tensorboard=False, resume=str(tmp_path), save="runs")
     monkeypatch.setattr(parallel, "catch_signals", lambda: None)

@@ -1,6 +1,6 @@
 """Do searches choose alike? Compare the candidates' probabilities in searches that differ only in the seed.
 
-    python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...]
+    python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...] [--plot FILE]
 Expect a Markdown table: for each stage that all searches have ended, after its first epoch with alpha steps and after
 its last, and for both cells, means over all pairs of searches of
     correlation   of the probabilities (14 edges, 8 operations; dropped candidates have 0)
@@ -9,6 +9,7 @@ its last, and for both cells, means over all pairs of searches of
     by chance     the mean of `same` if the edges of each search are permuted
 The two p-values, of "beyond means" and of "same", are the fractions of 10,000 such permutations that agree at least as
 much. Searches that prefer the same operations on all edges have a high correlation, but agree on edges by chance only.
+--plot draws "beyond means", and the limit that 5% of the permutations exceed.
 """
 import itertools
 import sys
@@ -19,11 +20,13 @@ import numpy as np
 from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from compare import figure_file
 from experiments import significance
 from genotypes import PRIMITIVES
 from harness import cli, records
+from harness.files import replace_file
 from reporting import tables
-from reporting.figures import CELLS
+from reporting.figures import CELLS, render, style
 
 HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "same", "by chance",
         "p (same)"]
@@ -51,8 +54,8 @@ def same_choice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (first[:, None] == second).astype(float)
 
 
-def compare(searches: list[np.ndarray]) -> list[str]:
-    """The columns of HEAD from "pairs" on, for one cell's probabilities (14, 8) in each search."""
+def compare(searches: list[np.ndarray]) -> tuple[list[str], significance.Agreement]:
+    """One cell's probabilities (14, 8) in each search -> columns from "pairs" on, agreement beyond means."""
     pairs = list(itertools.combinations(range(len(searches)), 2))
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
     # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
@@ -60,7 +63,7 @@ def compare(searches: list[np.ndarray]) -> list[str]:
     beyond = significance.agreement({(a, b): products(centred[a], centred[b]) for a, b in pairs})
     same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
     return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{same.value:.1f}",
-            f"{same.by_chance:.1f}", f"{same.p:.4f}"]
+            f"{same.by_chance:.1f}", f"{same.p:.4f}"], beyond
 
 
 def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
@@ -79,25 +82,50 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     return [records.read_alphas(path) for path in paths], *lengths[0]
 
 
+# ---- figure
+
+@style()
+def plot(found: dict[str, dict[str, significance.Agreement]], path: Path) -> None:
+    """Draw the agreement beyond means; found: cell -> "stage, alpha steps" -> its agreement. Raises OSError."""
+    from matplotlib.figure import Figure
+    figure = Figure((4.8, 3.2), layout="constrained")
+    ax = figure.subplots()
+    for (cell, agreements), color in zip(found.items(), ("#0072B2", "#D55E00")):
+        ax.plot(list(agreements), [agreement.value for agreement in agreements.values()], "o-", color=color, label=cell)
+        ax.plot(list(agreements), [agreement.limit for agreement in agreements.values()], ":", color=color)
+    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+    ax.set_title("dotted: 5% of the permutations agree more", loc="left")
+    ax.set_xlabel("stage: alpha steps")
+    ax.set_ylabel("correlation beyond means")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    replace_file(path, render(figure, path.suffix[1:]))
+
+
+# ---- command line
+
 def main(args: Namespace) -> None:
     searches, epochs, warmup = read_searches(args.run_dirs)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
              for record in records.read_run(args.run_dirs[0], "stage", "epoch")[1]}
-    table = [HEAD]
+    table, found = [HEAD], {name: {} for name in CELLS.values()}
     # A stage's first epoch with alpha steps, and its last.
     for stage, epoch in itertools.product((1, 2, 3), sorted({warmup, epochs - 1})):
         for cell, name in CELLS.items():
             if all(len(alphas.get(f"stage{stage}_{cell}", ())) == epochs for alphas in searches):
-                table.append([str(stage), str(steps[stage, epoch]), name.split()[0],
-                              *compare([probabilities(alphas, stage, cell, epoch) for alphas in searches])])
+                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(
+                    [probabilities(alphas, stage, cell, epoch) for alphas in searches])
+                table.append([str(stage), str(steps[stage, epoch]), name.split()[0], *columns])
     if len(table) == 1:
         raise ValueError("some of these searches have not ended their first stage: --resume them")
     print(tables.markdown(table))
+    if args.plot:
+        plot(found, args.plot)
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of searches")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot agreement beyond means as .svg or .png")
     return parser
 
 

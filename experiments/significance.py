@@ -40,6 +40,7 @@ def difference(first: list[float], second: list[float]) -> Difference:
 class Agreement(NamedTuple):
     value: float  # sum over the matching rows, mean over the pairs
     by_chance: float  # its mean over all permutations
+    limit: float  # which 5% of the permutations exceed
     p: float  # one-sided, of a permutation test
 
 
@@ -56,4 +57,5 @@ def agreement(tables: dict[tuple[int, int], np.ndarray]) -> Agreement:
         order[1:] = rng.permuted(order[1:], axis=1)
     sums = np.mean([table[orders[a], orders[b]].sum(axis=1) for (a, b), table in tables.items()], axis=0)
     by_chance = np.mean([table.mean() for table in tables.values()]) * rows
-    return Agreement(float(sums[0]), float(by_chance), float(np.mean(sums >= sums[0] - 1e-9)))
+    return Agreement(float(sums[0]), float(by_chance), float(np.quantile(sums, 0.95)),
+                     float(np.mean(sums >= sums[0] - 1e-9)))

@@ -3,9 +3,10 @@ import json
 
 import numpy as np
 import pytest
-from scripts import run
+from scripts import figures, run
 
 from experiments import agreement
+from experiments.significance import Agreement
 from genotypes import PRIMITIVES
 
 CYCLE = [1 + i % 7 for i in range(14)]  # each choice on two edges
@@ -102,13 +103,25 @@ def test_a_line_is_a_mean_over_all_pairs(tmp_path):
     assert row["same"] == f"{28 / 3:.1f}" and row["pairs"] == "3"
 
 
+def test_the_figure_has_a_line_per_cell(tmp_path):
+    searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [SHIFTED] * EPOCHS) for name in ("a", "b")]
+    outcome = run("experiments/agreement.py", *searches, "--plot", tmp_path / "sketch.svg", change=figures)
+    assert outcome.code == 0 and (tmp_path / "sketch.svg").read_text().startswith("<svg>")
+    found = {cell: {"1: 100": Agreement(1.0, 0.1, 0.2, 0.0001), "1: 200": Agreement(0.5, 0.1, 0.2, 0.0001)}
+             for cell in ("normal cell", "reduction cell")}
+    agreement.plot(found, tmp_path / "agreement.svg")
+    text = (tmp_path / "agreement.svg").read_text()
+    assert all(f">{word}<" in text for word in ("1: 100", "1: 200", "normal cell", "reduction cell"))
+
+
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "one search"),
                                                  (["a", "longer"], 1, "2 epochs (1 of them warm-up) and 3 epochs"),
                                                  (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
                                                  (["a", "unfinished"], 1, "not ended their first stage"),
-                                                 (["a", "damaged"], 1, "damaged/alphas.npz")])
+                                                 (["a", "damaged"], 1, "damaged/alphas.npz"),
+                                                 (["a", "b", "--plot=x.pdf"], 2, ".svg or .png")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     write_search(tmp_path / "a", [CYCLE] * 2, [CYCLE] * 2)
     write_search(tmp_path / "longer", [CYCLE] * 3, [CYCLE] * 3)
@@ -118,6 +131,6 @@ def test_bad_input_is_one_line(names, status, text, tmp_path):
     (tmp_path / "unfinished" / "args.json").write_text((tmp_path / "a" / "args.json").read_text())
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "args.json").write_text(json.dumps({"kind": "eval", "args": {}}))
-    outcome = run("experiments/agreement.py", *[tmp_path / name for name in names])
+    outcome = run("experiments/agreement.py", *names, cwd=tmp_path)
     assert outcome.code == status and text in outcome.err and not outcome.out
     assert len(outcome.err.splitlines()) == 1

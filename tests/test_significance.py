@@ -58,6 +58,11 @@ def test_agreement_counts_matching_rows_and_their_number_by_chance():
     assert result.p == pytest.approx(1 / 3, abs=4 * (2 / 9 / 9999) ** 0.5)  # four deviations of a binomial fraction
 
 
+def test_five_percent_of_the_permutations_exceed_the_limit():
+    """Of the 24 orders of 4 rows, 1 keeps all, 6 keep two, 8 one, 9 none: under 5% keep more than two, 29% two."""
+    assert agreement({(0, 1): np.eye(4)}).limit == 2
+
+
 def test_agreement_of_several_pairs_is_a_mean_over_pairs_and_keeps_an_objects_order_in_all_of_them():
     """Three equal objects with 3 different rows: of the 36 orders of the second and third only one agrees in all."""
     same = np.eye(3)

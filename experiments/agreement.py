@@ -1,8 +1,8 @@
 """Do searches choose alike? Compare the candidates' probabilities in searches that differ only in the seed.
 
     python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...] [--plot FILE]
-Expect a Markdown table: for each stage that all searches have ended, after its first epoch with alpha steps and after
-its last, and for both cells, means over all pairs of searches of
+Expect a Markdown table: for each stage that two or more searches have ended, after its first epoch with alpha steps and
+after its last, and for both cells, means over all pairs of these searches of
     correlation   of the probabilities (14 edges, 8 operations; dropped candidates have 0)
     beyond means  the same without each operation's mean over the edges: do they prefer something on the same edges?
     same          edges on which both prefer the same operation; the zero operation is never chosen
@@ -106,17 +106,18 @@ def plot(found: dict[str, dict[str, significance.Agreement]], path: Path) -> Non
 def main(args: Namespace) -> None:
     searches, epochs, warmup = read_searches(args.run_dirs)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
-             for record in records.read_run(args.run_dirs[0], "stage", "epoch")[1]}
+             for run_dir in args.run_dirs for record in records.read_run(run_dir, "stage", "epoch")[1]}
     table, found = [HEAD], {name: {} for name in CELLS.values()}
     # A stage's first epoch with alpha steps, and its last.
     for stage, epoch in itertools.product((1, 2, 3), sorted({warmup, epochs - 1})):
         for cell, name in CELLS.items():
-            if all(len(alphas.get(f"stage{stage}_{cell}", ())) == epochs for alphas in searches):
+            ended = [alphas for alphas in searches if len(alphas.get(f"stage{stage}_{cell}", ())) == epochs]
+            if len(ended) > 1:
                 columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(
-                    [probabilities(alphas, stage, cell, epoch) for alphas in searches])
+                    [probabilities(alphas, stage, cell, epoch) for alphas in ended])
                 table.append([str(stage), str(steps[stage, epoch]), name.split()[0], *columns])
     if len(table) == 1:
-        raise ValueError("some of these searches have not ended their first stage: --resume them")
+        raise ValueError("fewer than two of these searches have ended their first stage: --resume them")
     print(tables.markdown(table))
     if args.plot:
         plot(found, args.plot)

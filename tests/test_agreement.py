@@ -103,6 +103,14 @@ def test_a_line_is_a_mean_over_all_pairs(tmp_path):
     assert row["same"] == f"{28 / 3:.1f}" and row["pairs"] == "3"
 
 
+def test_a_stage_is_compared_if_two_searches_have_ended_it(tmp_path):
+    candidates = [PRIMITIVES[1:6]] * 14
+    searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [CYCLE] * EPOCHS, stage2=stage2)
+                for name, stage2 in (("a", None), ("b", candidates), ("c", candidates))]
+    assert [(row["stage"], row["alpha steps"], row["pairs"]) for row in lines(*searches)[::2]] == [
+        ("1", "100", "3"), ("1", "200", "3"), ("2", "100", "1"), ("2", "200", "1")]
+
+
 def test_the_figure_has_a_line_per_cell(tmp_path):
     searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [SHIFTED] * EPOCHS) for name in ("a", "b")]
     outcome = run("experiments/agreement.py", *searches, "--plot", tmp_path / "sketch.svg", change=figures)
@@ -119,7 +127,7 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
                                                  (["a", "longer"], 1, "2 epochs (1 of them warm-up) and 3 epochs"),
                                                  (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
-                                                 (["a", "unfinished"], 1, "not ended their first stage"),
+                                                 (["a", "unfinished"], 1, "fewer than two of these"),
                                                  (["a", "damaged"], 1, "damaged/alphas.npz"),
                                                  (["a", "b", "--plot=x.pdf"], 2, ".svg or .png")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):

@@ -44,8 +44,8 @@ def main(args: Namespace) -> None:
     measured = {name: read_losses(folder / f"{name}.json") or measure(args.out, name, args.images) for name in names}
     table = [HEAD]
     for name, record in measured.items():
-        table += [[name, cell, str(record["images"]), f"{record['loss']:.3f}", *describe(record[cell])]
-                  for cell in CELLS]
+        table += [[name, title.split()[0], str(record["images"]), f"{record['loss']:.3f}", *describe(record[cell])]
+                  for cell, title in CELLS.items()]
     print(tables.markdown(table))
 
 

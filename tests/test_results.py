@@ -13,6 +13,8 @@ FASHION = ["search-fashion-*", "eval-fashion-*"]
 CIFAR = ["search-cifar-pdarts-*", *(f"eval-cifar-{cell}-{matrix.SETTINGS['cifar'].epochs}ep-0-*" for cell in (
     "random-[0-7]", "random-10[0-2]", "PDARTS", "DARTS_V[12]", "PC_DARTS_cifar", "pdarts-1[0-5]", "one-stage-1[0-5]",
     "dealt-1[0-5]-[01]"))]
+PLANTED = ["search-cifar-noise-*", "search-cifar-twin-*", CIFAR[0]]
+SHUFFLED = ["search-cifar-shuffled-labels-*"]
 
 
 def runs(*patterns: str) -> list[str]:
@@ -26,6 +28,12 @@ def printed(script: str, *words: str) -> str:
     outcome = run(script, *words)
     assert outcome.code == 0, outcome
     return outcome.out.strip()
+
+
+def table(script: str, patterns: list[str]) -> dict[str, list[str]]:
+    """The table that a script prints: first column -> the others."""
+    lines = printed(f"experiments/{script}.py", *runs(*patterns)).splitlines()
+    return {first: others for first, *others in (line.strip("| ").split(" | ") for line in lines)}
 
 
 def text(document: str) -> str:
@@ -63,30 +71,42 @@ def test_the_table_of_the_first_attempt_is_what_compare_makes_of_the_records():
     assert printed("compare.py", *runs(*FASHION), "--markdown") in text("docs/evidence.md")
 
 
-@pytest.mark.parametrize("script, patterns", [("differences", CIFAR), ("traits", CIFAR[1:]), ("agreement", CIFAR[:1])])
+@pytest.mark.parametrize("script, patterns", [
+    ("differences", CIFAR), ("traits", CIFAR[1:]), ("agreement", CIFAR[:1]), ("planted", PLANTED),
+    ("agreement", SHUFFLED)])
 def test_the_other_tables_are_what_the_scripts_make_of_the_records(script, patterns):
     assert printed(f"experiments/{script}.py", *runs(*patterns)) in text("docs/evidence.md")
 
 
+def test_the_table_of_removed_candidates_is_what_ablation_makes_of_the_records():
+    assert printed("experiments/ablation.py", "results") in text("docs/evidence.md")
+
+
 def test_the_quoted_differences_are_those_of_the_records():
-    lines = [line.strip("| ").split(" | ") for line in
-             printed("experiments/differences.py", *runs(*CIFAR)).splitlines()]
-    found = {cells: values for cells, *values in lines}
+    found = table("differences", CIFAR)
     quoted, readme = (" ".join(text(document).split()) for document in ("docs/evidence.md", "README.md"))
-    (n, points, _, p, std), (_, points1, _, p1, std1) = (
-        found[f"{kind} − random"] for kind in ("P-DARTS", "one stage"))
-    searches, random = n.split(", ")
+    (n, points, _, p, std), (n2, points2, _, p2, _), (*_, std1) = (
+        found[line] for line in ("P-DARTS − random", "P-DARTS − dealt", "one stage − random"))
+    (searches, random), dealt = n.split(", "), n2.split(", ")[1]
     assert searches == "2" and (f"two searches have {points.strip('−')} points fewer errors than {random} random ones, "
-                                f"and the cells that they had found after stage 1 have {points1.strip('−')} ") in quoted
+                                f"and {points2.strip('−')} fewer than {dealt} dealt ones,") in quoted
     assert f"P-DARTS has {std.strip('−')}, one stage {std1.strip('−')}." in quoted
-    assert f"too few to tell (p = {float(p):.2f} and {float(p1):.2f})" in readme
+    assert f"not shown to beat random or dealt ones (p = {float(p):.2f} and {float(p2):.2f})" in readme
     assert f"published cells have {found['random − published'][1].strip('+')} points fewer errors" in quoted
 
 
-def test_readme_quotes_the_first_attempts_errors():
-    found = printed("compare.py", *runs(*FASHION), "--markdown")
-    for error in ("13.33 ± 0.70", "13.46 ± 0.59"):
-        assert f"| {error} |" in found and f"{error}%" in text("README.md")
+def test_readme_quotes_the_agreement_of_the_searches():
+    """In the reduction cell at the end of stage 1, the fourth line."""
+    p, shuffled = (float(printed("experiments/agreement.py", *runs(*patterns)).splitlines()[5].split(" | ")[6])
+                   for patterns in (CIFAR[:1], SHUFFLED))
+    assert (f"reduction cell's edges (p = {p:.4f}; with shuffled labels {shuffled:.2f})"
+            in " ".join(text("README.md").split()))
+
+
+def test_readme_quotes_what_becomes_of_noise():
+    found = table("planted", PLANTED)
+    (noise,) = (values for run_dir, values in found.items() if "-noise-" in run_dir)
+    assert noise[:2] == ["noise", "28"] and "drops planted noise from all 28 edges" in text("README.md")
 
 
 def test_the_first_attempts_spread_without_drop_path_is_that_of_its_records():

@@ -6,7 +6,8 @@ this measures the loss on test images, which neither part of the search has seen
 distributes its probability over the others, and batch norms use batch statistics, as in training. The losses of each
 supernet are written to OUT/supernets/NAME.json, and not measured again. Expect a Markdown table: for each cell the rank
 correlation (Spearman) of the alphas and these losses over an edge's candidates, its mean and range over the 14 edges,
-and two p-values from permutations: of the operations, the same on all edges, and of the edges.
+its mean among the four convolutions alone, and p-values from permutations: of the operations, the same on all edges, of
+the edges, and of the edges from the cell's inputs and of all others, separately.
 """
 import functools
 import json
@@ -22,6 +23,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_search
 from experiments import significance
+from experiments.agreement import GROUPS
+from genotypes import PRIMITIVES
 from harness import checkpoints, cli, records
 from harness.files import replace_file
 from harness.log import log
@@ -31,7 +34,9 @@ from model_search import Network
 from reporting import tables
 from reporting.figures import CELLS
 
-HEAD = ["supernet", "cell", "images", "loss", "rank correlation", "range over edges", "p (operations)", "p (edges)"]
+HEAD = ["supernet", "cell", "images", "loss", "rank correlation", "range over edges", "convolutions",
+        "p (operations)", "p (edges)", "p (within)"]
+CONVOLUTIONS = [index for index, name in enumerate(PRIMITIVES) if "conv" in name]
 load = functools.cache(load)  # the supernets share their data
 
 
@@ -122,12 +127,15 @@ def remove_each(network: Network, cell: str, batches: list) -> dict:
 
 def describe(measured: dict) -> list[str]:
     """The columns of HEAD from "rank correlation" on."""
-    alphas, losses = (standardised_ranks(np.array(measured[key])) for key in ("alphas", "losses"))  # (14, 8)
+    values = [np.array(measured[key]) for key in ("alphas", "losses")]  # (14, 8)
+    alphas, losses = map(standardised_ranks, values)
     edges = (alphas * losses).sum(axis=1)
+    convolutions = np.prod([standardised_ranks(part[:, CONVOLUTIONS]) for part in values], axis=0).sum(axis=1)
     by_operation = significance.agreement({(0, 1): alphas.T @ losses / len(edges)})
-    by_edge = significance.agreement({(0, 1): alphas @ losses.T / len(edges)})
-    return [f"{edges.mean():.2f}", f"{edges.min():.2f} to {edges.max():.2f}", f"{by_operation.p:.4f}",
-            f"{by_edge.p:.4f}"]
+    by_edge, within = (significance.agreement({(0, 1): alphas @ losses.T / len(edges)}, groups)
+                       for groups in ((), GROUPS))
+    return [f"{edges.mean():.2f}", f"{edges.min():.2f} to {edges.max():.2f}", f"{convolutions.mean():.2f}",
+            f"{by_operation.p:.4f}", f"{by_edge.p:.4f}", f"{within.p:.4f}"]
 
 
 def standardised_ranks(values: np.ndarray) -> np.ndarray:

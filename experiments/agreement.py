@@ -7,8 +7,10 @@ after its last, and for both cells, means over all pairs of these searches of
     beyond means  the same without each operation's mean over the edges: do they prefer something on the same edges?
     same          edges on which both prefer the same operation; the zero operation is never chosen
     by chance     the mean of `same` if the edges of each search are permuted
-The two p-values, of "beyond means" and of "same", are the fractions of 10,000 such permutations that agree at least as
+The p-values, of "beyond means" and of "same", are the fractions of 10,000 such permutations that agree at least as
 much. Searches that prefer the same operations on all edges have a high correlation, but agree on edges by chance only.
+Edges from the cell's inputs may differ from all others: "p (within)" is that of "beyond means" if these two groups of
+edges are permuted separately.
 --plot draws "beyond means", and the limit that 5% of the permutations exceed.
 """
 import itertools
@@ -22,14 +24,16 @@ from scipy.special import softmax
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from compare import figure_file
 from experiments import significance
-from genotypes import PRIMITIVES
+from genotypes import NODES, PRIMITIVES
 from harness import cli, records
 from harness.files import replace_file
 from reporting import tables
 from reporting.figures import CELLS, render, style
 
-HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "same", "by chance",
-        "p (same)"]
+HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "p (within)", "same",
+        "by chance", "p (same)"]
+STATES = [state for node in range(NODES) for state in range(2 + node)]  # where each edge begins; 0 and 1 are the inputs
+GROUPS = tuple([edge for edge, state in enumerate(STATES) if (state < 2) == inputs] for inputs in (True, False))
 
 
 def probabilities(alphas: dict, stage: int, cell: str, epoch: int) -> np.ndarray:
@@ -60,10 +64,11 @@ def compare(searches: list[np.ndarray]) -> tuple[list[str], significance.Agreeme
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
     # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
     centred = [probs - probs.mean(axis=0) for probs in searches]
-    beyond = significance.agreement({(a, b): products(centred[a], centred[b]) for a, b in pairs})
+    matches = {(a, b): products(centred[a], centred[b]) for a, b in pairs}
+    beyond, within = (significance.agreement(matches, groups) for groups in ((), GROUPS))
     same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
-    return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{same.value:.1f}",
-            f"{same.by_chance:.1f}", f"{same.p:.4f}"], beyond
+    return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{within.p:.4f}",
+            f"{same.value:.1f}", f"{same.by_chance:.1f}", f"{same.p:.4f}"], beyond
 
 
 def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:

@@ -44,18 +44,21 @@ class Agreement(NamedTuple):
     p: float  # one-sided, of a permutation test
 
 
-def agreement(tables: dict[tuple[int, int], np.ndarray]) -> Agreement:
+def agreement(tables: dict[tuple[int, int], np.ndarray], groups: tuple[list[int], ...] = ()) -> Agreement:
     """Whether rows that match agree more than rows that do not.
 
     tables: for each pair (a, b) of objects 0, 1, 2, ... how much row i of a agrees with row j of b, (rows, rows). The
-    test permutes the rows of each object but the first; p is the fraction of DRAWS permutations, and of the data
-    itself, with at least this agreement.
+    test permutes the rows of each object but the first, those of each group separately; p is the fraction of DRAWS
+    permutations, and of the data itself, with at least this agreement.
     """
     rows, rng = len(next(iter(tables.values()))), np.random.default_rng(0)
+    groups = groups or (list(range(rows)),)
     orders = [np.tile(np.arange(rows), (DRAWS + 1, 1)) for _ in range(1 + max(b for _, b in tables))]
     for order in orders[1:]:  # (DRAWS + 1, rows); the first line stays as it is: the data
-        order[1:] = rng.permuted(order[1:], axis=1)
+        for group in groups:
+            order[1:, group] = rng.permuted(order[1:, group], axis=1)
     sums = np.mean([table[orders[a], orders[b]].sum(axis=1) for (a, b), table in tables.items()], axis=0)
-    by_chance = np.mean([table.mean() for table in tables.values()]) * rows
+    by_chance = np.mean([sum(table[np.ix_(group, group)].mean() * len(group) for group in groups)
+                         for table in tables.values()])
     return Agreement(float(sums[0]), float(by_chance), float(np.quantile(sums, 0.95)),
                      float(np.mean(sums >= sums[0] - 1e-9)))

@@ -78,6 +78,8 @@ def test_the_table_has_a_line_per_cell_and_is_measured_once(out):
         edges = [stats.spearmanr(*pair).statistic for pair in zip(alphas, losses)]
         assert line[head.index("rank correlation")] == f"{np.mean(edges):.2f}"
         assert line[head.index("range over edges")] == f"{min(edges):.2f} to {max(edges):.2f}"
+        edges = [stats.spearmanr(*pair).statistic for pair in zip(alphas[:, 4:], losses[:, 4:])]  # after 4 others
+        assert line[head.index("convolutions")] == f"{np.mean(edges):.2f}"
     (out / "supernets" / "digits-pdarts-0.pt").unlink()  # records without weights are enough
     again = run("experiments/ablation.py", out)
     assert again.code == 0 and again.out == first.out and not again.err
@@ -88,10 +90,11 @@ def test_the_order_of_operations_and_that_of_edges_have_their_own_p():
     rng = np.random.default_rng(0)
     common = np.tile(rng.permutation(8), (14, 1)).astype(float)
     own = rng.permuted(common, axis=1)
-    correlation, _, by_operation, by_edge = ablation.describe({"alphas": common, "losses": common * 2 + 1})
+    correlation, *_, by_operation, by_edge, within = ablation.describe({"alphas": common, "losses": common * 2 + 1})
     # By chance an order of 8 is the same in one of 40,320; all orders of edges are the same.
-    assert (correlation, by_edge) == ("1.00", "1.0000") and float(by_operation) <= 0.0002
-    assert ablation.describe({"alphas": own, "losses": own}) == ["1.00", "1.00 to 1.00", "0.0001", "0.0001"]
+    assert (correlation, by_edge, within) == ("1.00", "1.0000", "1.0000") and float(by_operation) <= 0.0002
+    assert ablation.describe({"alphas": own, "losses": own}) == [
+        "1.00", "1.00 to 1.00", "1.00", "0.0001", "0.0001", "0.0001"]
     assert ablation.describe({"alphas": own, "losses": -own})[0] == "-1.00"
 
 

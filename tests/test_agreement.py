@@ -74,6 +74,13 @@ def test_what_all_edges_prefer_correlates_but_is_beyond_no_mean(tmp_path):
     assert float(row["correlation"]) > 0.6 and float(row["beyond means"]) < 0 and float(row["p (beyond)"]) == 1
 
 
+def test_edges_from_the_inputs_are_also_permuted_apart_from_the_others(tmp_path):
+    """Nodes 0 to 3 have 2 to 5 edges, the first two of them from the inputs, which prefer operation 3 in both."""
+    choice = [3, 3, 3, 3, 4, 3, 3, 4, 4, 3, 3, 4, 4, 4]
+    row = lines(*(write_search(tmp_path / name, [choice] * EPOCHS, [choice] * EPOCHS) for name in ("a", "b")))[-1]
+    assert row["beyond means"] == "1.00" and float(row["p (beyond)"]) < 0.01 and row["p (within)"] == "1.0000"
+
+
 def test_the_zero_operation_leads_and_is_no_choice():
     probs = np.full((14, 8), 0.1)
     probs[range(14), CYCLE] = 0.2

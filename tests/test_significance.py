@@ -58,6 +58,17 @@ def test_agreement_counts_matching_rows_and_their_number_by_chance():
     assert result.p == pytest.approx(1 / 3, abs=4 * (2 / 9 / 9999) ** 0.5)  # four deviations of a binomial fraction
 
 
+def test_groups_of_rows_are_permuted_separately():
+    """Rows 0 to 2 match each other, and so do 3 and 4: any order does within these groups, 12 of 120 orders of all."""
+    kinds = np.array([0, 0, 0, 1, 1])
+    table = {(0, 1): (kinds[:, None] == kinds).astype(float)}
+    within = agreement(table, ([0, 1, 2], [3, 4]))
+    assert within == (5, 5, 5, 1)
+    assert agreement(table).p == pytest.approx(0.1, abs=4 * (0.09 / 9999) ** 0.5)
+    # A row that matches one of its group only: by chance 1 of 3.
+    assert agreement({(0, 1): np.eye(5)}, ([0, 1, 2], [3, 4])).by_chance == pytest.approx(2)
+
+
 def test_five_percent_of_the_permutations_exceed_the_limit():
     """Of the 24 orders of 4 rows, 1 keeps all, 6 keep two, 8 one, 9 none: under 5% keep more than two, 29% two."""
     assert agreement({(0, 1): np.eye(4)}).limit == 2

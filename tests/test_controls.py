@@ -171,8 +171,9 @@ def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
     for written in every:
         rows = np.concatenate([written[f"stage1_{cell}"][-1] for cell in ("normal", "reduce")])
         kept = progressive.prune([list(PRIMITIVES)] * 28, rows.tolist(), 3)
-        dropped, apart, others = planted.measure(rows)
+        dropped, none, apart, others = planted.measure(rows)
         assert dropped == sum("dil_conv_3x3" not in names for names in kept)
+        assert none == sum("none" not in names for names in kept)
         gap = rows[:, PRIMITIVES.index("dil_conv_3x3")] - rows[:, PRIMITIVES.index("sep_conv_3x3")]
         assert apart == pytest.approx(np.sqrt(np.mean(gap ** 2)))
         squares = (rows[:, :, None] - rows[:, None, :]) ** 2  # each pair twice

@@ -29,8 +29,8 @@ PLANTED, SIBLING = PRIMITIVES.index("dil_conv_3x3"), PRIMITIVES.index("sep_conv_
 
 def measure(alphas: np.ndarray) -> tuple[int, int, float, float]:
     """dropped, none dropped, apart, others for the alphas (edges, 8) of both cells."""
-    order = alphas.argsort(axis=1, kind="stable")[:, :NUM_DROP]  # as progressive.prune chooses
-    dropped, none = (int((order == operation).sum()) for operation in (PLANTED, PRIMITIVES.index("none")))
+    lowest = alphas.argsort(axis=1, kind="stable")[:, :NUM_DROP]  # as progressive.prune chooses
+    dropped, none = (int((lowest == operation).sum()) for operation in (PLANTED, PRIMITIVES.index("none")))
     distances = {(a, b): np.square(alphas[:, a] - alphas[:, b]).mean()
                  for a, b in itertools.combinations(range(len(PRIMITIVES)), 2)}
     apart = distances.pop(tuple(sorted((PLANTED, SIBLING))))

@@ -49,7 +49,7 @@ def agreement(tables: dict[tuple[int, int], np.ndarray], groups: tuple[list[int]
 
     tables: for each pair (a, b) of objects 0, 1, 2, ... how much row i of a agrees with row j of b, (rows, rows). The
     test permutes the rows of each object but the first, those of each group separately; p is the fraction of DRAWS
-    permutations, and of the data itself, with at least this agreement.
+    permutations, and of the data itself, with at least this agreement. No groups: all rows are one.
     """
     rows, rng = len(next(iter(tables.values()))), np.random.default_rng(0)
     groups = groups or (list(range(rows)),)

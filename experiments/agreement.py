@@ -93,9 +93,11 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
 def plot(found: dict[str, dict[str, significance.Agreement]], path: Path) -> None:
     """Draw the agreement beyond means; found: cell -> "stage, alpha steps" -> its agreement. Raises OSError."""
     from matplotlib.figure import Figure
+
+    from reporting.curves import CURVES
     figure = Figure((4.8, 3.2), layout="constrained")
     ax = figure.subplots()
-    for (cell, agreements), color in zip(found.items(), ("#0072B2", "#D55E00")):
+    for (cell, agreements), color in zip(found.items(), CURVES):
         ax.plot(list(agreements), [agreement.value for agreement in agreements.values()], "o-", color=color, label=cell)
         ax.plot(list(agreements), [agreement.limit for agreement in agreements.values()], ":", color=color)
     ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))

@@ -1,6 +1,6 @@
 """Do searches choose alike? Compare the candidates' probabilities in searches that differ only in the seed.
 
-    python experiments/agreement.py RUN_DIR RUN_DIR [RUN_DIR ...] [--plot FILE]
+    python experiments/agreement.py RUN_DIR [RUN_DIR ...] [--against RUN_DIR [RUN_DIR ...]] [--plot FILE]
 Expect a Markdown table: for each stage that two or more searches have ended, after its first epoch with alpha steps and
 after its last, and for both cells, means over all pairs of these searches of
     correlation   of the probabilities (14 edges, 8 operations; dropped candidates have 0)
@@ -11,6 +11,7 @@ The p-values, of "beyond means" and of "same", are the fractions of 10,000 such 
 much. Searches that prefer the same operations on all edges have a high correlation, but agree on edges by chance only.
 Edges from the cell's inputs may differ from all others: "p (within)" is that of "beyond means" if these two groups of
 edges are permuted separately.
+With --against, the pairs are only those of a search before it and one after it: unchanged searches and controls, say.
 --plot draws "beyond means", and the limit that 5% of the permutations exceed.
 """
 import itertools
@@ -58,12 +59,11 @@ def same_choice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (first[:, None] == second).astype(float)
 
 
-def compare(searches: list[np.ndarray]) -> tuple[list[str], significance.Agreement]:
+def compare(searches: dict[int, np.ndarray], pairs: list[tuple[int, int]]) -> tuple[list[str], significance.Agreement]:
     """One cell's probabilities (14, 8) in each search -> columns from "pairs" on, agreement beyond means."""
-    pairs = list(itertools.combinations(range(len(searches)), 2))
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
     # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
-    centred = [probs - probs.mean(axis=0) for probs in searches]
+    centred = {search: probs - probs.mean(axis=0) for search, probs in searches.items()}
     matches = {(a, b): products(centred[a], centred[b]) for a, b in pairs}
     beyond, within = (significance.agreement(matches, groups) for groups in ((), GROUPS))
     same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
@@ -73,10 +73,12 @@ def compare(searches: list[np.ndarray]) -> tuple[list[str], significance.Agreeme
 
 def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     """The searches' alphas, and their epochs and warm-up epochs per stage. Raises ValueError if they do not match."""
-    paths = list(dict.fromkeys(Path(run_dir).resolve() for run_dir in run_dirs))
+    paths = [Path(run_dir).resolve() for run_dir in run_dirs]
     if len(paths) < 2:
-        raise ValueError(f"{', '.join(run_dirs)} is one search: pass two or more to compare")
+        raise ValueError(f"{run_dirs[0]} is one search: pass two or more to compare")
     for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path.name} is given twice: pass each search once")
         if (kind := records.read_args(path)["kind"]) != "search":
             raise ValueError(f"{path.name} is a run of kind {kind}, which has no alphas: pass searches")
     args = [records.read_args(path, "epochs", "warmup_epochs") for path in paths]
@@ -111,20 +113,23 @@ def plot(found: dict[str, dict[str, significance.Agreement]], path: Path) -> Non
 # ---- command line
 
 def main(args: Namespace) -> None:
-    searches, epochs, warmup = read_searches(args.run_dirs)
+    run_dirs = args.run_dirs + args.against
+    searches, epochs, warmup = read_searches(run_dirs)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
-             for run_dir in args.run_dirs for record in records.read_run(run_dir, "stage", "epoch")[1]}
+             for run_dir in run_dirs for record in records.read_run(run_dir, "stage", "epoch")[1]}
     table, found = [HEAD], {name: {} for name in CELLS.values()}
     # A stage's first epoch with alpha steps, and its last.
     for stage, epoch in itertools.product((1, 2, 3), sorted({warmup, epochs - 1})):
         for cell, name in CELLS.items():
-            ended = [alphas for alphas in searches if len(alphas.get(f"stage{stage}_{cell}", ())) == epochs]
-            if len(ended) > 1:
-                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(
-                    [probabilities(alphas, stage, cell, epoch) for alphas in ended])
+            ended = {search: probabilities(alphas, stage, cell, epoch) for search, alphas in enumerate(searches)
+                     if len(alphas.get(f"stage{stage}_{cell}", ())) == epochs}
+            pairs = [(a, b) for a, b in itertools.combinations(ended, 2)
+                     if not args.against or a < len(args.run_dirs) <= b]
+            if pairs:
+                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(ended, pairs)
                 table.append([str(stage), str(steps[stage, epoch]), name.split()[0], *columns])
     if len(table) == 1:
-        raise ValueError("fewer than two of these searches have ended their first stage: --resume them")
+        raise ValueError("no two searches to compare have ended their first stage: --resume them")
     print(tables.markdown(table))
     if args.plot:
         plot(found, args.plot)
@@ -133,6 +138,7 @@ def main(args: Namespace) -> None:
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of searches")
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN_DIR", help="compare only with these")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot agreement beyond means as .svg or .png")
     return parser
 

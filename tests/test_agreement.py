@@ -118,6 +118,15 @@ def test_a_stage_is_compared_if_two_searches_have_ended_it(tmp_path):
         ("1", "100", "3"), ("1", "200", "3"), ("2", "100", "1"), ("2", "200", "1")]
 
 
+def test_searches_are_compared_only_with_those_after_against(tmp_path):
+    """a and b share all 14 edges, and c and d; one of the first and one of these share 7."""
+    searches = [write_search(tmp_path / name, [[i] * 7 + [4] * 7] * EPOCHS, [CYCLE] * EPOCHS)
+                for i, name in ((1, "a"), (1, "b"), (2, "c"), (2, "d"))]
+    row = lines(*searches[:2], "--against", *searches[2:])[0]
+    assert (row["pairs"], row["same"], row["by chance"]) == ("4", "7.0", "3.5")
+    assert lines(searches[0], "--against", searches[2])[0]["pairs"] == "1"
+
+
 def test_the_figure_has_a_line_per_cell(tmp_path):
     searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [SHIFTED] * EPOCHS) for name in ("a", "b")]
     outcome = run("experiments/agreement.py", *searches, "--plot", tmp_path / "sketch.svg", change=figures)
@@ -130,15 +139,18 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
 
 
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
-                                                 (["a", "a"], 1, "one search"),
+                                                 (["a", "a"], 1, "a is given twice"),
+                                                 (["a", "b", "--against", "a"], 1, "a is given twice"),
                                                  (["a", "longer"], 1, "2 epochs (1 of them warm-up) and 3 epochs"),
                                                  (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
-                                                 (["a", "unfinished"], 1, "fewer than two of these"),
+                                                 (["a", "unfinished"], 1, "no two searches"),
+                                                 (["a", "b", "--against", "unfinished"], 1, "no two searches"),
                                                  (["a", "damaged"], 1, "damaged/alphas.npz"),
                                                  (["a", "b", "--plot=x.pdf"], 2, ".svg or .png")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
-    write_search(tmp_path / "a", [CYCLE] * 2, [CYCLE] * 2)
+    for name in ("a", "b"):
+        write_search(tmp_path / name, [CYCLE] * 2, [CYCLE] * 2)
     write_search(tmp_path / "longer", [CYCLE] * 3, [CYCLE] * 3)
     write_search(tmp_path / "damaged", [CYCLE] * 2, [CYCLE] * 2)
     (tmp_path / "damaged" / "alphas.npz").write_text("no zip file")

@@ -1,4 +1,4 @@
-"""Do searches choose alike? Compare the candidates' probabilities in searches that differ only in the seed.
+"""Do searches choose alike? Compare the candidates' probabilities in several searches.
 
     python experiments/agreement.py RUN_DIR [RUN_DIR ...] [--against RUN_DIR [RUN_DIR ...]] [--plot FILE]
 Expect a Markdown table: for each stage that two or more searches have ended, after its first epoch with alpha steps and
@@ -12,6 +12,7 @@ much. Searches that prefer the same operations on all edges have a high correlat
 Edges from the cell's inputs may differ from all others: "p (within)" is that of "beyond means" if these two groups of
 edges are permuted separately.
 With --against, the pairs are only those of a search before it and one after it: unchanged searches and controls, say.
+The edges of all searches after it are then permuted alike, so that it does not count how they agree with each other.
 --plot draws "beyond means", and the limit that 5% of the permutations exceed.
 """
 import itertools
@@ -59,14 +60,23 @@ def same_choice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (first[:, None] == second).astype(float)
 
 
-def compare(searches: dict[int, np.ndarray], pairs: list[tuple[int, int]]) -> tuple[list[str], significance.Agreement]:
-    """One cell's probabilities (14, 8) in each search -> columns from "pairs" on, agreement beyond means."""
+def compare(searches: dict[int, np.ndarray], pairs: list[tuple[int, int]],
+            against: bool) -> tuple[list[str], significance.Agreement]:
+    """One cell's probabilities (14, 8) in each search -> columns from "pairs" on, agreement beyond means.
+
+    against: whether each pair has a search from either side of --against.
+    """
+    def test(searches: dict[int, np.ndarray], measure, groups=()) -> significance.Agreement:
+        found = {(a, b): measure(searches[a], searches[b]) for a, b in pairs}
+        if against:  # one pair, of the two sides: permutes the edges of a side's searches alike
+            found = {(0, 1): np.mean(list(found.values()), axis=0)}
+        return significance.agreement(found, groups)
+
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
     # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
     centred = {search: probs - probs.mean(axis=0) for search, probs in searches.items()}
-    matches = {(a, b): products(centred[a], centred[b]) for a, b in pairs}
-    beyond, within = (significance.agreement(matches, groups) for groups in ((), GROUPS))
-    same = significance.agreement({(a, b): same_choice(searches[a], searches[b]) for a, b in pairs})
+    beyond, within = (test(centred, products, groups) for groups in ((), GROUPS))
+    same = test(searches, same_choice)
     return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{within.p:.4f}",
             f"{same.value:.1f}", f"{same.by_chance:.1f}", f"{same.p:.4f}"], beyond
 
@@ -126,7 +136,7 @@ def main(args: Namespace) -> None:
             pairs = [(a, b) for a, b in itertools.combinations(ended, 2)
                      if not args.against or a < len(args.run_dirs) <= b]
             if pairs:
-                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(ended, pairs)
+                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(ended, pairs, bool(args.against))
                 table.append([str(stage), str(steps[stage, epoch]), name.split()[0], *columns])
     if len(table) == 1:
         raise ValueError("no two searches to compare have ended their first stage: --resume them")

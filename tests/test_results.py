@@ -100,6 +100,9 @@ def test_the_quoted_differences_are_those_of_the_records():
     (searches, random), dealt = n.split(", "), n2.split(", ")[1]
     assert searches == "6" and (f"six searches have {points.strip('−')} points fewer errors than {random} random ones, "
                                 f"and {points2.strip('−')} fewer than {dealt} dealt ones,") in quoted
+    one_stage = found["P-DARTS − one stage"]
+    assert f"on average, they have {one_stage[1].strip('−')} points fewer errors." in quoted
+    assert f"on average nothing has changed (p = {float(one_stage[3]):.2f})" in quoted
     assert f"P-DARTS has {std.strip('−')}, one stage {std1.strip('−')}." in quoted
     assert (f"Six found cells show no clear lead over random or dealt ones (p = {float(p):.2f}, {float(p2):.2f})"
             in readme)

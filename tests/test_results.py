@@ -99,7 +99,7 @@ def test_the_quoted_differences_are_those_of_the_records():
         found[line] for line in ("P-DARTS − random", "P-DARTS − dealt", "one stage − random"))
     (searches, random), dealt = n.split(", "), n2.split(", ")[1]
     assert searches == "6" and (f"six searches have {points.strip('−')} points fewer errors than {random} random ones, "
-                                f"and {points2.strip('−')} fewer than {dealt} dealt ones,") in quoted
+                                f"and {points2.strip('+')} more than {dealt} dealt ones,") in quoted
     one_stage = found["P-DARTS − one stage"]
     assert f"on average, they have {one_stage[1].strip('−')} points fewer errors." in quoted
     assert f"on average nothing has changed (p = {float(one_stage[3]):.2f})" in quoted

@@ -66,17 +66,17 @@ def compare(searches: dict[int, np.ndarray], pairs: list[tuple[int, int]],
 
     against: whether each pair has a search from either side of --against.
     """
-    def test(searches: dict[int, np.ndarray], measure, groups=()) -> significance.Agreement:
+    def compare_edges(searches: dict[int, np.ndarray], measure) -> dict[tuple[int, int], np.ndarray]:
         found = {(a, b): measure(searches[a], searches[b]) for a, b in pairs}
-        if against:  # one pair, of the two sides: permutes the edges of a side's searches alike
-            found = {(0, 1): np.mean(list(found.values()), axis=0)}
-        return significance.agreement(found, groups)
+        # With --against, one pair, of the two sides: so the edges of a side's searches are permuted alike.
+        return {(0, 1): np.mean(list(found.values()), axis=0)} if against else found
 
     correlation = np.mean([products(searches[a], searches[b]).trace() for a, b in pairs])
     # Without each operation's mean over the edges; an edge's own mean is 1/8 on all edges.
     centred = {search: probs - probs.mean(axis=0) for search, probs in searches.items()}
-    beyond, within = (test(centred, products, groups) for groups in ((), GROUPS))
-    same = test(searches, same_choice)
+    matches = compare_edges(centred, products)
+    beyond, within = (significance.agreement(matches, groups) for groups in ((), GROUPS))
+    same = significance.agreement(compare_edges(searches, same_choice))
     return [str(len(pairs)), f"{correlation:.2f}", f"{beyond.value:.2f}", f"{beyond.p:.4f}", f"{within.p:.4f}",
             f"{same.value:.1f}", f"{same.by_chance:.1f}", f"{same.p:.4f}"], beyond
 

@@ -40,12 +40,12 @@ def measure(alphas: np.ndarray) -> tuple[int, int, float, float]:
 def read_line(run_dir: str) -> list[str]:
     """A run's line of the table. Raises ValueError if it has no finished first stage."""
     record, alphas = records.read_args(run_dir, "epochs"), records.read_alphas(run_dir)
-    control = re.search(r"controls\.py (\S+)", record.get("command", ""))
+    planted = re.search(r"controls\.py (noise|twin)\b", record.get("command", ""))
     found = [alphas.get(f"stage1_{cell}", ()) for cell in ("normal", "reduce")]
     if any(len(epochs) < record["args"]["epochs"] for epochs in found):
         raise ValueError(f"{run_dir} has not ended its first stage: --resume it")
     dropped, none, apart, others = measure(np.concatenate([epochs[-1] for epochs in found]))
-    return [Path(run_dir).name, control[1] if control else "itself", str(dropped), str(none),
+    return [Path(run_dir).name, planted[1] if planted else "itself", str(dropped), str(none),
             f"{apart:.4f}", f"{others:.4f}"]
 
 

@@ -181,10 +181,12 @@ def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
 
 
 @pytest.mark.slow
-def test_its_table_names_the_control(runs, capsys):
-    planted.main(planted.get_args_parser().parse_args([str(runs["noise"]), str(runs["search"])]))
+def test_its_table_names_the_operation_in_the_place_of_dil_conv(runs, capsys):
+    """A control that plants none, such as shuffled labels, has the operation itself."""
+    names = ["noise", "twin", "shuffled-labels", "search"]
+    planted.main(planted.get_args_parser().parse_args([str(runs[name]) for name in names]))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[2].strip() for line in lines[2:]] == ["noise", "itself"]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["noise", "twin", "itself", "itself"]
 
 
 @pytest.mark.slow

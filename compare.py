@@ -22,7 +22,7 @@ import progressive
 from harness import cli, records
 from harness.log import log
 from reporting import tables
-from reporting.runs import hours, read_run, state
+from reporting.runs import control, hours, read_run, state
 from reporting.tables import MAIN
 
 # options in which runs of the same experiment may differ; their cells are compared separately
@@ -86,8 +86,10 @@ def searched_cell(search: dict, evaluations: list[dict], first_stage=None) -> di
     plain = rates and not any(rates)  # no skip dropout
     kind = "one stage" if first_stage else "without skip dropout" if plain else "P-DARTS"
     label = "one stage without skip dropout" if first_stage and plain else kind
+    if changed := control(search):
+        label += f", {changed}"
     cell = {"kind": kind, "label": label, "name": search["name"], "search": search,
-            "group": json.dumps([bool(first_stage), args], sort_keys=True), "evaluations": evaluations,
+            "group": json.dumps([bool(first_stage), changed, args], sort_keys=True), "evaluations": evaluations,
             "genotype": first_stage or search["genotype"], "seed": search["args"]["seed"], "state": state(search),
             "data": search["args"]["dataset"], "device": f"{search['processes']} x {search['device']}",
             "hours": hours(search, (1,) if first_stage else (1, 2, 3))}

@@ -31,6 +31,7 @@ from harness import cli, records
 from harness.files import replace_file
 from reporting import tables
 from reporting.figures import CELLS, render, style
+from reporting.runs import control
 
 HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "p (within)", "same",
         "by chance", "p (same)"]
@@ -99,6 +100,15 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     return [records.read_alphas(path) for path in paths], *lengths[0]
 
 
+def check_one_kind(run_dirs: list[str]) -> None:
+    """Check that searches are all unchanged, or all the same control. Raises ValueError."""
+    kinds = {control(records.read_args(run_dir)): run_dir for run_dir in run_dirs}
+    if len(kinds) > 1:
+        words = " and ".join(f"{Path(run_dir).name} ({kind or 'unchanged'})" for kind, run_dir in kinds.items())
+        raise ValueError(f"{words} are searches of different kinds: pass one kind, or two on either side "
+                         "of --against")
+
+
 # ---- figure
 
 @style()
@@ -125,6 +135,8 @@ def plot(found: dict[str, dict[str, significance.Agreement]], path: Path) -> Non
 def main(args: Namespace) -> None:
     run_dirs = args.run_dirs + args.against
     searches, epochs, warmup = read_searches(run_dirs)
+    for side in (args.run_dirs, args.against):
+        check_one_kind(side)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
              for run_dir in run_dirs for record in records.read_run(run_dir, "stage", "epoch")[1]}
     table, found = [HEAD], {name: {} for name in CELLS.values()}

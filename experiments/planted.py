@@ -10,7 +10,6 @@ dil_conv_3x3. Expect a Markdown table with a line per run, on the alphas after i
     others        the same for all other pairs of candidates. A twin's distance is what the search can't tell apart.
 """
 import itertools
-import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from genotypes import PRIMITIVES
 from harness import cli, records
-from reporting import tables
+from reporting import runs, tables
 
 HEAD = ["run", "in the place of dil_conv_3x3", "dropped", "none dropped", "apart", "others"]
 NUM_DROP = 3  # after stage 1
@@ -40,12 +39,12 @@ def measure(alphas: np.ndarray) -> tuple[int, int, float, float]:
 def read_line(run_dir: str) -> list[str]:
     """A run's line of the table. Raises ValueError if it has no finished first stage."""
     record, alphas = records.read_args(run_dir, "epochs"), records.read_alphas(run_dir)
-    planted = re.search(r"controls\.py (noise|twin)\b", record.get("command", ""))
+    planted = runs.control(record)
     found = [alphas.get(f"stage1_{cell}", ()) for cell in ("normal", "reduce")]
     if any(len(epochs) < record["args"]["epochs"] for epochs in found):
         raise ValueError(f"{run_dir} has not ended its first stage: --resume it")
     dropped, none, apart, others = measure(np.concatenate([epochs[-1] for epochs in found]))
-    return [Path(run_dir).name, planted[1] if planted else "itself", str(dropped), str(none),
+    return [Path(run_dir).name, planted if planted in ("noise", "twin") else "itself", str(dropped), str(none),
             f"{apart:.4f}", f"{others:.4f}"]
 
 

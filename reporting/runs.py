@@ -1,4 +1,5 @@
 """A run's records as one dictionary, how far the run is, and what it has cost."""
+import re
 from pathlib import Path
 
 import genotypes
@@ -23,6 +24,12 @@ def read_run(run_dir: str, *needed: str) -> dict:
         args["tmp_data_dir"] = Path(folder).name
     return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args,
                      "channels": channels}
+
+
+def control(record: dict) -> str | None:
+    """What experiments/controls.py has changed in a search, from args.json; None if nothing."""
+    found = re.search(r"\bcontrols\.py'? (\S+)", record.get("command", ""))  # a path with a space is quoted
+    return found[1] if found and found[1] != "plain" else None
 
 
 def state(run: dict) -> str:

@@ -14,14 +14,14 @@ SHIFTED = [*CYCLE[1:], CYCLE[0]]  # each choice on two edges, never the same one
 EPOCHS = 3  # per stage, one of them warm-up
 
 
-def write_search(folder, normal: list, reduce: list, size: float = 1.0, stage2=None) -> str:
+def write_search(folder, normal: list, reduce: list, size: float = 1.0, stage2=None, script="train_search.py") -> str:
     """A run directory with the alphas of stage 1: per epoch the operation that leads on each of the 14 edges.
 
     stage2: per edge the 5 candidates of stage 2 in both cells, of which the first leads.
     """
     folder.mkdir()
     args = {"epochs": len(normal), "warmup_epochs": 1}
-    (folder / "args.json").write_text(json.dumps({"kind": "search", "args": args}))
+    (folder / "args.json").write_text(json.dumps({"kind": "search", "args": args, "command": f"python {script}"}))
     alphas = {}
     for cell, epochs in (("normal", normal), ("reduce", reduce)):
         alphas[f"stage1_{cell}"] = size * np.eye(len(PRIMITIVES))[epochs]
@@ -143,6 +143,8 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "a is given twice"),
                                                  (["a", "b", "--against", "a"], 1, "a is given twice"),
+                                                 (["a", "noise"], 1, "a (unchanged) and noise (noise) are searches"),
+                                                 (["a", "--against", "b", "noise"], 1, "b (unchanged) and noise"),
                                                  (["a", "longer"], 1, "2 epochs (1 of them warm-up) and 3 epochs"),
                                                  (["a", "nowhere"], 1, "nowhere is not a run"),
                                                  (["a", "evaluation"], 1, "kind eval"),
@@ -153,6 +155,7 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     for name in ("a", "b"):
         write_search(tmp_path / name, [CYCLE] * 2, [CYCLE] * 2)
+    write_search(tmp_path / "noise", [CYCLE] * 2, [CYCLE] * 2, script="'/my code/experiments/controls.py' noise")
     write_search(tmp_path / "longer", [CYCLE] * 3, [CYCLE] * 3)
     write_search(tmp_path / "damaged", [CYCLE] * 2, [CYCLE] * 2)
     (tmp_path / "damaged" / "alphas.npz").write_text("no zip file")

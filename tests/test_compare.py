@@ -170,6 +170,17 @@ def test_searches_with_an_own_operation_have_a_row_that_names_it(tmp_path):
     assert [row["run"] for row in compare.compare(runs)] == ["P-DARTS", "P-DARTS, with silu_conv"]
 
 
+def test_controls_have_a_row_of_their_own(tmp_path):
+    """Controls record the options of the unchanged search; only their command says what was changed."""
+    runs = [write_search(tmp_path / name, seed=seed) for seed, name in enumerate(["a", "b", "c", "d", "plain"])]
+    for name, words in (("c", "experiments/controls.py noise"), ("d", "'/my code/experiments/controls.py' noise"),
+                        ("plain", "experiments/controls.py plain")):
+        path = tmp_path / name / "args.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"command": f"python {words} --seed 1"}))
+    assert [(row["run"], row["seed"]) for row in compare.compare(runs)] == [("P-DARTS", [0, 1, 4]),
+                                                                            ("P-DARTS, noise", [2, 3])]
+
+
 def test_fast_may_differ_between_runs_of_a_row(tmp_path):
     rows = compare.compare([write_evaluation(tmp_path / f"eval-{fast}", [0.0, 90.0], seed=seed, fast=fast)
                             for seed, fast in enumerate(("off", "auto"))])

@@ -88,7 +88,9 @@ def save_supernet(out: Path, step: Step) -> None:
     run, path = find_run(out, step), out / "supernets" / f"{step.name}.pt"
     wanted = "-pdarts-" in step.name and step.part == "search" and run and not path.exists()
     if wanted and len(run["metrics"]) == run["args"]["epochs"]:  # stage 1 has ended, stage 2 has saved nothing yet
-        replace_file(path, (run["path"] / "checkpoint.pt").read_bytes())
+        checkpoint = checkpoints.load(run["path"], run["kind"])
+        if checkpoint and checkpoint["stage"] == 1:  # that of restore_search.py is of stage 2, and has no weights
+            replace_file(path, (run["path"] / "checkpoint.pt").read_bytes())
 
 
 def is_ready(out: Path, step: Step) -> bool:

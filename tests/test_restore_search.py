@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from scripts import error_line, run, snapshot
 
+from experiments import matrix, step_runs
+from harness import checkpoints
+
 
 def copy_record(search, folder, epochs: int):
     """What collect.py keeps of a search that was stopped after so many epochs."""
@@ -60,3 +63,16 @@ def test_a_search_that_has_its_checkpoint_is_left_alone(search, tmp_path):
     before = snapshot(copy)
     assert "resume it" in error_line(run("experiments/restore_search.py", copy), 1)
     assert snapshot(copy) == before
+
+
+def test_the_driver_keeps_a_checkpoint_after_stage_1_as_a_supernet_but_not_a_restored_one(search, tmp_path):
+    for folder in ("runs", "supernets"):
+        (tmp_path / folder).mkdir()
+    step = matrix.Step("search", "x-pdarts-0", ("train_search.py", "--save", "runs"))
+    record = copy_record(search, tmp_path / "runs" / "search-x-pdarts-0-20261128-172814", epochs=3)
+    assert run("experiments/restore_search.py", record).code == 0
+    step_runs.save_supernet(tmp_path, step)
+    assert not [*(tmp_path / "supernets").iterdir()]  # it is of stage 2, and has no weights
+    checkpoints.save(record, {"kind": "search", "stage": 1})
+    step_runs.save_supernet(tmp_path, step)
+    assert (tmp_path / "supernets" / "x-pdarts-0.pt").read_bytes() == (record / "checkpoint.pt").read_bytes()

@@ -4,10 +4,13 @@
 The runs are searches and evaluations, as for compare.py. Expect a Markdown table with one line for each two kinds of
 cells (P-DARTS, one stage, dealt, random, ...): the difference of their mean test errors after the last epoch, in points
 (negative: the first has fewer errors) and in standard deviations of the random cells, Welch's 95% interval, and the p
-of an exact permutation test. A cell counts once, with the mean of its runs. Evaluations in different settings have
-tables of their own. --plot draws the error of each cell against its network's multiply-adds.
+of an exact permutation test. A cell counts once, with the mean of its runs. If two kinds of cells come from the same
+searches, as one-stage and dealt cells do, a further line compares them within each search: the interval is Student's,
+and the test changes the signs of the searches' differences. Evaluations in different settings have tables of their own.
+--plot draws the error of each cell against its network's multiply-adds.
 """
 import itertools
+import re
 import statistics
 import sys
 from argparse import Namespace
@@ -38,14 +41,15 @@ class Cell(NamedTuple):
     error: float  # in percent, mean over its runs
     run: str  # the name of one of them
     genotype: dict
+    origin: str = ""  # the name of the search that it comes from, without its time
 
 
 def read_settings(run_dirs: list[str]) -> dict[str, list[Cell]]:
     """The trained cells in each setting that they were trained in. Raises ValueError if there are none."""
     settings = {}
     for row in compare.compare(run_dirs):
-        cells = [Cell(row["kind"], statistics.mean(part["last_errors"]), part["runs"][0], part["genotype"])
-                 for part in row["cells"] if part["n"]]
+        cells = [Cell(row["kind"], statistics.mean(part["last_errors"]), part["runs"][0], part["genotype"],
+                      origin(part["name"])) for part in row["cells"] if part["n"]]
         if cells:
             settings.setdefault(", ".join(tables.describe_setting(row["setting"])), []).extend(cells)
     if not settings:
@@ -54,19 +58,32 @@ def read_settings(run_dirs: list[str]) -> dict[str, list[Cell]]:
     return settings
 
 
+def origin(name: str) -> str:
+    """The search of a cell, by the name that compare.py gives the cell: search-X-pdarts-10 for X-dealt-10-0."""
+    if dealt := re.fullmatch(r"(.*)-dealt-(\d+)-\d+", Path(name).stem):
+        return "search-{}-pdarts-{}".format(*dealt.groups())
+    return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", name)
+
+
 def compare_kinds(cells: list[Cell]) -> list[list[str]]:
     """The lines of the table for the cells of one setting."""
-    groups = {}
+    groups = {}  # kind -> origin -> errors
     for cell in cells:
-        groups.setdefault(cell.kind, []).append(cell.error)
-    random = groups.get("random", [])
+        groups.setdefault(cell.kind, {}).setdefault(cell.origin, []).append(cell.error)
+    random = sum(groups.get("random", {}).values(), [])
     std = statistics.stdev(random) if len(random) > 1 else 0
     lines = []
     for (first, a), (second, b) in itertools.combinations(groups.items(), 2):
-        found = significance.difference(a, b)
-        lines.append([f"{first} − {second}", f"{len(a)}, {len(b)}", signed(found.value),
-                      BLANK if found.low is None else f"{signed(found.low)} to {signed(found.high)}", f"{found.p:.4f}",
-                      signed(found.value / std, 1) if std else BLANK])
+        every = [sum(errors.values(), []) for errors in (a, b)]
+        found = {f"{first} − {second}": (", ".join(str(len(errors)) for errors in every),
+                                         significance.difference(*every))}
+        if len(common := [search for search in a if search in b]) > 1:
+            own = [statistics.mean(a[search]) - statistics.mean(b[search]) for search in common]
+            found[f"{first} − {second}, by search"] = (str(len(own)), significance.paired_difference(own))
+        for name, (n, difference) in found.items():
+            lines.append([name, n, signed(difference.value), BLANK if difference.low is None else
+                          f"{signed(difference.low)} to {signed(difference.high)}", f"{difference.p:.4f}",
+                          signed(difference.value / std, 1) if std else BLANK])
     return lines
 
 

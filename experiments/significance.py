@@ -11,13 +11,13 @@ DRAWS = 9999  # random permutations: the smallest p is 1 / (DRAWS + 1)
 
 class Difference(NamedTuple):
     value: float  # the first group's mean minus the second's
-    low: float | None  # Welch's 95% interval; None if a group has a single value, or no value differs from its group's
+    low: float | None  # 95% interval; None if a group has a single value, or no value differs from its group's
     high: float | None
     p: float  # two-sided, of a permutation test
 
 
 def difference(first: list[float], second: list[float]) -> Difference:
-    """How much two groups differ in the mean.
+    """How much two groups differ in the mean, with Welch's interval.
 
     The permutation test takes every way to divide the values into groups of these sizes (the data and DRAWS random ways
     if there are more than 200,000); p is the fraction of ways with at least this difference, in either direction.
@@ -34,6 +34,24 @@ def difference(first: list[float], second: list[float]) -> Difference:
     sums = values[ways[:, :n]].sum(axis=1)
     found = sums / n - (values.sum() - sums) / m
     # The same difference, summed in another order, may differ by rounding.
+    return Difference(float(found[0]), low, high, float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9)))
+
+
+def paired_difference(values: list[float]) -> Difference:
+    """How much the mean of paired differences differs from 0: Student's interval, and a test that changes their signs.
+
+    It takes every choice of signs (the data and DRAWS random choices if there are more than 200,000).
+    """
+    n, values = len(values), np.array(values, float)
+    low = high = None
+    if n > 1 and np.ptp(values) > 0:
+        low, high = map(float, stats.ttest_1samp(values, 0).confidence_interval(0.95))
+    if 2 ** n <= 200_000:
+        signs = np.array(list(itertools.product((1, -1), repeat=n)))  # the first of them is the data
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), (DRAWS + 1, n))
+        signs[0] = 1
+    found = signs @ values / n
     return Difference(float(found[0]), low, high, float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9)))
 
 

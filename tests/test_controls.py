@@ -1,4 +1,5 @@
 """experiments/controls.py: what each control makes meaningless, and that nothing else changes."""
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from scripts import error_line, metrics, run, the_run
 import input_pipeline
 import model_search
 import progressive
-from experiments import controls, planted
+from experiments import controls, dropped, planted
 from genotypes import PRIMITIVES
 from input_pipeline import search_parts
 from operations import DilConv, SepConv
@@ -163,7 +164,7 @@ def test_bad_input_is_one_line(words, text):
     assert text in error_line(run("experiments/controls.py", *words), 2)
 
 
-# ---- experiments/planted.py
+# ---- experiments/planted.py and dropped.py
 
 @pytest.mark.slow
 def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
@@ -171,9 +172,9 @@ def test_what_became_of_a_planted_operation_is_counted_as_pruning_counts(runs):
     for written in every:
         rows = np.concatenate([written[f"stage1_{cell}"][-1] for cell in ("normal", "reduce")])
         kept = progressive.prune([list(PRIMITIVES)] * 28, rows.tolist(), 3)
-        dropped, none, apart, others = planted.measure(rows)
-        assert dropped == sum("dil_conv_3x3" not in names for names in kept)
-        assert none == sum("none" not in names for names in kept)
+        assert dropped.is_dropped(rows).tolist() == [[name not in names for name in PRIMITIVES] for names in kept]
+        count, apart, others = planted.measure(rows)
+        assert count == sum("dil_conv_3x3" not in names for names in kept)
         gap = rows[:, PRIMITIVES.index("dil_conv_3x3")] - rows[:, PRIMITIVES.index("sep_conv_3x3")]
         assert apart == pytest.approx(np.sqrt(np.mean(gap ** 2)))
         squares = (rows[:, :, None] - rows[:, None, :]) ** 2  # each pair twice
@@ -190,12 +191,32 @@ def test_its_table_names_the_operation_in_the_place_of_dil_conv(runs, capsys):
 
 
 @pytest.mark.slow
-def test_a_search_that_has_not_ended_its_first_stage_is_refused(runs, tmp_path):
+def test_each_kind_of_search_has_the_mean_counts_of_dropped_operations(runs, capsys):
+    """With one search of its own kind, and one called plain, which is unchanged, too."""
+    kinds = {"noise": ["noise"], "P-DARTS": ["plain", "search"]}
+    dropped.main(dropped.get_args_parser().parse_args([str(runs[name]) for names in kinds.values() for name in names]))
+    head, _, *lines = [[text.strip() for text in line.strip("|").split("|")]
+                       for line in capsys.readouterr().out.splitlines()]
+    assert head[3:] == list(PRIMITIVES) and len(lines) == 4
+    cells = {"normal": "normal", "reduction": "reduce"}
+    for line, (kind, cell) in zip(lines, itertools.product(kinds, cells)):
+        counts = np.zeros(8)
+        for name in kinds[kind]:
+            kept = progressive.prune([list(PRIMITIVES)] * 14, alphas(runs[name])[f"stage1_{cells[cell]}"][-1].tolist(),
+                                         3)
+            counts += [sum(operation not in names for names in kept) for operation in PRIMITIVES]
+        assert line[:3] == [kind, str(len(kinds[kind])), cell]
+        assert line[3:] == [f"{count / len(kinds[kind]):.1f}" for count in counts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["planted", "dropped"])
+def test_a_search_that_has_not_ended_its_first_stage_is_refused(script, runs, tmp_path):
     folder = tmp_path / "begun"
     folder.mkdir()
     record = json.loads((runs["noise"] / "args.json").read_text())
     record["args"]["epochs"] = 9
     (folder / "args.json").write_text(json.dumps(record))
     (folder / "alphas.npz").write_bytes((runs["noise"] / "alphas.npz").read_bytes())
-    outcome = run("experiments/planted.py", folder)
+    outcome = run(f"experiments/{script}.py", folder)
     assert "has not ended its first stage: --resume it" in error_line(outcome, 1)

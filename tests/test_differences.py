@@ -48,6 +48,21 @@ def test_kinds_of_cells_are_compared_cell_by_cell(runs):
     assert table["P-DARTS − published"] == ["1, 1", "−3.50", "–", "1.0000", "−1.8"]
 
 
+def test_cells_of_the_same_searches_are_also_compared_search_by_search(tmp_path):
+    """Own cells 10, 11 and 15; dealt ones 12 and 14 (mean 13), 12 and, of a search that is not here, 30."""
+    searches = [("10", "random:50", 10.0), ("11", "random:51", 11.0), ("12", "random:52", 15.0)]
+    dealt = [("10-0", 12.0), ("10-1", 14.0), ("11-1", 12.0), ("19-1", 30.0)]
+    runs = [write_search(tmp_path / f"search-x-pdarts-{seed}-20261128-172814", int(seed), genotypes.load(cell))
+            for seed, cell, _ in searches]
+    runs += [write_evaluation(tmp_path / f"eval-{seed}", [0.0, 100 - error], genotypes.load(cell), **SIZE)
+             for seed, cell, error in searches]
+    runs += [evaluation(tmp_path, f"cells/x-dealt-{name}.json", error) for name, error in dealt]
+    table = rows(run("experiments/differences.py", *runs))
+    assert table["P-DARTS − dealt"][:2] == ["3, 4", "−5.00"]
+    # -3 and -1: mean -2, error 1, a 97.5% quantile of 12.706; of 4 choices of signs two are as extreme.
+    assert table["P-DARTS − dealt, by search"] == ["2", "−2.00", "−14.71 to +10.71", "0.5000", "–"]
+
+
 def test_settings_are_not_mixed(runs, tmp_path):
     longer = [evaluation(tmp_path, arch, 5.0, epochs=2, drop_path_prob=0.3) for arch in ("random:0", "PDARTS")]
     outcome = run("experiments/differences.py", *runs[:7], *longer)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.significance import DRAWS, agreement, difference
+from experiments.significance import DRAWS, agreement, difference, paired_difference
 
 
 def test_welchs_interval_is_the_one_worked_out_by_hand():
@@ -48,6 +48,20 @@ def test_large_groups_are_divided_at_random():
 def test_groups_without_a_deviation_have_no_interval(first, second):
     result = difference(first, second)
     assert result.low is result.high is None and result.value < 0
+
+
+def test_paired_differences_have_students_interval_and_every_choice_of_signs():
+    """1, 2 and 3: mean 2, error 1 / sqrt(3), a 97.5% quantile of 4.303; of 8 choices of signs two are as extreme."""
+    result = paired_difference([1.0, 2.0, 3.0])
+    assert (result.value, result.low, result.high) == pytest.approx((2, 2 - 4.303 / 3 ** 0.5, 2 + 4.303 / 3 ** 0.5),
+                                                                    abs=1e-3)
+    assert result.p == pytest.approx(2 / 8)
+    # Mixed signs: -1 + 2 + 4 = 5, and as extreme are 1 + 2 + 4 = 7 and both with all signs changed.
+    assert paired_difference([-1.0, 2.0, 4.0]).p == pytest.approx(4 / 8)
+    assert paired_difference([0.1, 0.2, -0.3]).p == 1  # their sum is 0 but for rounding
+    equal = paired_difference([1.0, 1.0])
+    assert equal.low is equal.high is None and equal.p == pytest.approx(2 / 4)
+    assert paired_difference([1.0] * 30).p == 1 / (DRAWS + 1)  # too many choices: random ones
 
 
 def test_agreement_counts_matching_rows_and_their_number_by_chance():

@@ -1,9 +1,9 @@
 """Which operations does stage 1 drop? In searches, and in the controls of experiments/controls.py.
 
-    python experiments/dropped.py RUN_DIR [RUN_DIR ...]
+    python experiments/dropped.py RUN_DIR [RUN_DIR ...] [--plot FILE]
 Expect a Markdown table with a line for each kind of search (P-DARTS, or a control) and each cell: the number of edges,
 of 14, on which an operation is among the three candidates with the smallest alphas at the end of stage 1, which P-DARTS
-drops; the mean over the searches of this kind. By chance, it is 3/8 of 14: 5.25.
+drops; the mean over the searches of this kind. By chance, it is 3/8 of 14: 5.25. --plot draws these numbers.
 """
 import sys
 from argparse import Namespace
@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from compare import figure_file
 from genotypes import PRIMITIVES
 from harness import cli, records
+from harness.files import replace_file
 from reporting import tables
-from reporting.figures import CELLS
+from reporting.figures import CELLS, render, style
 from reporting.runs import control
 
 NUM_DROP = 3  # after stage 1
@@ -36,21 +38,49 @@ def is_dropped(alphas: np.ndarray) -> np.ndarray:
     return (lowest[:, :, None] == np.arange(alphas.shape[1])).any(axis=1)
 
 
-def main(args: Namespace) -> None:
+def read_kinds(run_dirs: list[str]) -> dict[str, list[dict[str, np.ndarray]]]:
+    """The alphas at the end of stage 1 of each kind of search. Raises ValueError."""
     kinds = {}
-    for run_dir in args.run_dirs:
+    for run_dir in run_dirs:
         kinds.setdefault(control(records.read_args(run_dir)) or "P-DARTS", []).append(read_alphas(run_dir))
-    table = [["search", "n", "cell", *PRIMITIVES]]
+    return kinds
+
+
+def count_dropped(searches: list[dict[str, np.ndarray]], cell: str) -> np.ndarray:
+    """The edges on which stage 1 drops each operation, (8,): the mean over these searches."""
+    return np.mean([is_dropped(alphas[cell]).sum(axis=0) for alphas in searches], axis=0)
+
+
+@style()
+def plot(kinds: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
+    """Draw a panel per cell, with a column per operation and a mark per kind of search. Raises OSError."""
+    from matplotlib.figure import Figure
+    figure, names = Figure((6, 4.6), layout="constrained"), [name.replace("_", "\n", 1) for name in PRIMITIVES]
+    for ax, (cell, title) in zip(axes := figure.subplots(2, sharex=True, sharey=True), CELLS.items()):
+        for mark, (kind, searches) in zip("o^sDvP*", kinds.items()):
+            ax.plot(names, count_dropped(searches, cell), mark, markersize=6, alpha=0.7, markeredgewidth=0,
+                    label=f"{kind} ({len(searches)})")
+        ax.axhline(NUM_DROP / len(PRIMITIVES) * 14, color="gray", linestyle=":")
+        ax.set_title(f"{title}; dotted: by chance", loc="left")
+        ax.set_ylabel("dropped on so many of 14 edges")
+    axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    replace_file(path, render(figure, path.suffix[1:]))
+
+
+def main(args: Namespace) -> None:
+    table, kinds = [["search", "n", "cell", *PRIMITIVES]], read_kinds(args.run_dirs)
     for kind, searches in kinds.items():
-        for cell, title in CELLS.items():
-            counts = np.mean([is_dropped(alphas[cell]).sum(axis=0) for alphas in searches], axis=0)
-            table.append([kind, str(len(searches)), title.split()[0], *(f"{count:.1f}" for count in counts)])
+        table += [[kind, str(len(searches)), title.split()[0], *(f"{n:.1f}" for n in count_dropped(searches, cell))]
+                  for cell, title in CELLS.items()]
     print(tables.markdown(table))
+    if args.plot:
+        plot(kinds, args.plot)
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of searches and controls")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="plot the numbers as .svg or .png")
     return parser
 
 

@@ -191,10 +191,13 @@ def test_its_table_names_the_operation_in_the_place_of_dil_conv(runs, capsys):
 
 
 @pytest.mark.slow
-def test_each_kind_of_search_has_the_mean_counts_of_dropped_operations(runs, capsys):
-    """With one search of its own kind, and one called plain, which is unchanged, too."""
+def test_each_kind_of_search_has_the_mean_counts_of_dropped_operations(runs, tmp_path, capsys):
+    """The control called plain is an unchanged search, too."""
     kinds = {"noise": ["noise"], "P-DARTS": ["plain", "search"]}
-    dropped.main(dropped.get_args_parser().parse_args([str(runs[name]) for names in kinds.values() for name in names]))
+    dropped.main(dropped.get_args_parser().parse_args(
+        [str(runs[name]) for names in kinds.values() for name in names] + ["--plot", str(tmp_path / "dropped.svg")]))
+    figure = (tmp_path / "dropped.svg").read_text()
+    assert all(f">{word}<" in figure for word in ("noise (1)", "P-DARTS (2)", "none", "normal cell; dotted: by chance"))
     head, _, *lines = [[text.strip() for text in line.strip("|").split("|")]
                        for line in capsys.readouterr().out.splitlines()]
     assert head[3:] == list(PRIMITIVES) and len(lines) == 4

@@ -57,7 +57,7 @@ def load(source: str) -> Genotype:
     if os.path.exists(source):
         return load_file(source)
     try:
-        if PRINTED.search(source) or source.lstrip().startswith("{"):
+        if _is_text(source):
             return read(source)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"can't load {source[:60]!r}: {_one_line(error)}") from None
@@ -125,9 +125,14 @@ def _by_name(name: str) -> Genotype:
 
 def label(source: str) -> str:
     """A short name of `source` for log lines and file names: itself, or for a pasted text one made from its cell."""
-    if os.path.exists(source) or not (PRINTED.search(source) or source.lstrip().startswith("{")):
+    if os.path.exists(source) or not _is_text(source):
         return source
     return f"pasted-{hashlib.sha256(json.dumps(load(source)).encode()).hexdigest()[:8]}"
+
+
+def _is_text(source: str) -> bool:
+    """Whether a source is the text of a cell, not a name: a printed Genotype, JSON, or a configuration amid text."""
+    return bool(PRINTED.search(source) or CONFIG.search(source)) or source.lstrip().startswith("{")
 
 
 def _normalise(name: str) -> str:

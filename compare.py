@@ -5,7 +5,8 @@ An evaluation run belongs to a search if it trained that search's cell, or the c
 that differ only in the seed share a row: mean and standard deviation (n - 1) over the searches, of each the mean of its
 evaluations. All random:SEED cells share a row, too, the baseline of every other row, and so do the dealt cells of
 experiments/evidence.py. A row of one cell is over its evaluation runs. Hours are device-hours, of one search and of
-one evaluation.
+one evaluation. Parameters and multiply-adds are those of the published size. With --max_multiply_adds, those of the
+budget are counted as published, with batch norms and ReLUs.
 """
 import argparse
 import functools
@@ -300,8 +301,8 @@ def main(args: argparse.Namespace) -> None:
     if args.choose:
         print("\n" + tables.list_choices(rows))
     if args.max_multiply_adds is not None and not args.json:
-        lines = tables.list_mobile(rows)
-        print("\n" + (tables.markdown(lines) if args.markdown else tables.align(lines)))
+        write = tables.markdown if args.markdown else tables.latex if args.latex else tables.align
+        print("\n" + write(tables.list_mobile(rows)))
     if args.plot:
         tables.plot(rows, args.plot)
 

@@ -199,7 +199,7 @@ def most_channels(make, image_size: int, max_multiply_adds: float) -> int:
     channels = range(4, 4097, 4)
     if not (found := bisect.bisect_right(channels, max_multiply_adds * 1e6, key=count)):
         raise ValueError(f"--max_multiply_adds {max_multiply_adds:g} million are too few: 4 channels already need "
-                         f"{count(4) / 1e6:.3g} million at {image_size}x{image_size}; raise it, or lower --layers")
+                         f"{count(4) / 1e6:.3g} million at {image_size}x{image_size}; raise it, or use fewer cells")
     return channels[found - 1]
 
 

@@ -108,7 +108,7 @@ def add_evaluation_options(parser: Parser, min_channels: int, rate: str):
     add("--arch", default="PDARTS", help="the cell: a name, random:SEED, a run, a file or Genotype(...)")
     add("--init_channels", type=number(int, min_channels), help="channels of the first cell")
     add("--max_multiply_adds", type=number(float, 0), metavar="M",
-        help="the most channels within M million multiply-adds; default: off")
+        help="the most channels within M million multiply-adds, as published; default: off")
     add("--layers", type=number(int, 1), help="number of cells")
     add("--auxiliary", action="store_true", help="train with the auxiliary head")
     add("--auxiliary_weight", type=number(float, 0), default=0.4, help="weight of the auxiliary loss")

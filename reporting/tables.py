@@ -110,15 +110,20 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def as_latex(rows: list[dict]) -> str:
-    """A tabular with booktabs rules; what all rows share is a comment after it, for the caption."""
+    """A tabular; what all rows share is a comment after it, for the caption."""
+    lines, shared = grid_for_print(rows)
+    return latex(lines) + (f"\n% {shared}" if shared else "")
+
+
+def latex(lines: list[list[str]]) -> str:
+    """A tabular with booktabs rules, the head first."""
     escape = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"} | {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", BLANK: "--"})
-    lines, shared = grid_for_print(rows)
     columns = "l" * len(lines[0])
     head, *lines = [" & ".join(text.translate(escape) for text in line) + r" \\" for line in lines]
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
-                      r"\end{tabular}", *([f"% {shared}"] if shared else [])])
+                      r"\end{tabular}"])
 
 
 def name_cells(rows: list[dict]) -> list[tuple[str, dict]]:
@@ -151,7 +156,7 @@ def list_choices(rows: list[dict]) -> str:
 
 def list_mobile(rows: list[dict]) -> list[list[str]]:
     """What compare.py --max_multiply_adds has found, a line per cell, the head first."""
-    head = ["cell", "mobile setting: channels", "params (M)", "mult-adds (M)"]
+    head = ["cell", "mobile setting: channels", "params (M)", "published mult-adds (M)"]
     return [head, *([name, str(found["channels"]), f"{found['parameters'] / 1e6:.2f}",
                      f"{found['multiply_adds'] / 1e6:.1f}"]
                     for name, part in name_cells(rows) for found in [part["mobile"]])]

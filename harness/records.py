@@ -186,7 +186,7 @@ def use_data(weights, data: dict) -> dict:
     """
     run_dir = run_of(weights)
     if other := compare_data(run_dir, data):
-        log.info(f"another set than that of {run_dir} (other {other}), with the run's mean and deviation")
+        log.info(f"this is not the data of {run_dir} (other {other}); the run's mean and deviation are used")
     return data | read_data(run_dir)
 
 

@@ -105,7 +105,7 @@ def test_the_runs_moments_are_used_by_eval_export_and_hub(trained, tmp_path):
     other = ["--tmp_data_dir", write_tree(tmp_path / "other", darker=60)]
     outcome = run("train_cifar.py", *TINY, "--eval", "--weights", trained.run / "weights.pt", *other)
     assert accuracy(outcome) == 100
-    assert f"another set than that of {trained.run} (other mean), with the run's mean and deviation" in outcome.err
+    assert f"this is not the data of {trained.run} (other mean); the run's mean and deviation are used" in outcome.err
     shutil.copy(trained.run / "weights.pt", tmp_path)  # beside no run, as before
     assert accuracy(run("train_cifar.py", *TINY, "--eval", "--weights", tmp_path / "weights.pt", *other)) < 90
     (tmp_path / "link.pt").symlink_to(trained.run / "weights.pt")

@@ -217,7 +217,8 @@ def catch_signals() -> None:
 def _exit_if_stuck(reading: socket.socket) -> None:
     """Wait for a signal; then exit if no step ends for PATIENCE seconds: the rank waits for one that has failed."""
     with reading:
-        number = next(iter(reading.recv(1)), None)
+        # SIGCHLD, when a worker of a DataLoader ends, is no reason to stop.
+        number = next((byte[0] for byte in iter(lambda: reading.recv(1), b"") if byte[0] in SIGNALS), None)
     if number is None:
         return  # the run has ended
     received = time.monotonic()

@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import socket
 import time
 
 import pytest
@@ -60,6 +61,18 @@ def test_both_ranks_end_and_the_failing_one_gives_the_cause(cause, options, tmp_
     lines = [line for line in other.err.splitlines() if "error: " in line]
     assert len(lines) <= 1 and "Traceback" not in other.err
     assert all("another process of this run has ended" in line for line in lines), other.err
+
+
+@pytest.mark.parametrize("received, status", [([signal.SIGCHLD], None), ([], None),
+                                              ([signal.SIGCHLD, signal.SIGTERM], 128 + signal.SIGTERM)])
+def test_the_end_of_a_worker_is_no_signal_to_stop(received, status, monkeypatch):
+    statuses, (reading, writing) = [], socket.socketpair()
+    monkeypatch.setattr(parallel, "_exit_now", statuses.append)
+    monkeypatch.setattr(parallel, "PATIENCE", 0)
+    with writing:
+        writing.send(bytes(received))
+    parallel._exit_if_stuck(reading)
+    assert statuses == ([] if status is None else [status])
 
 
 def test_a_rank_that_waits_for_another_forever_ends_some_time_after_a_signal(options, tmp_path):

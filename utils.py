@@ -65,6 +65,7 @@ def _pick_gpu(device: torch.device) -> torch.device:
     if launchers.launched():
         # A launcher may show each rank only its own GPU; `init_distributed` rejects two ranks on one GPU.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
+    if device.index is not None:  # what names no device, such as torch.cuda.get_rng_state, means the current one
         torch.cuda.set_device(device)
     have = torch.cuda.get_device_capability(device)
     built = [arch.split("_") for arch in torch.cuda.get_arch_list() if "_" in arch]  # ROCm's names have none

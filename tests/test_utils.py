@@ -13,6 +13,17 @@ import genotypes
 import utils
 from model import NetworkCIFAR, NetworkImageNet
 
+
+def test_a_gpu_named_by_its_number_is_the_current_one(monkeypatch):
+    """torch.cuda.get_rng_state and others mean the current device."""
+    chosen = []
+    for name, value in (("set_device", chosen.append), ("get_device_capability", lambda device: (9, 0)),
+                        ("get_arch_list", lambda: ["sm_90"])):
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert [utils._pick_gpu(torch.device(name)) for name in ("cuda", "cuda:1")] == [torch.device("cuda"), *chosen]
+    assert chosen == [torch.device("cuda:1")]
+
+
 # ---- networks
 
 def test_all_published_cells_have_the_computed_sizes(golden, monkeypatch):

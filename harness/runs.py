@@ -159,13 +159,18 @@ GIT_SECONDS = 10  # after which a run starts without its commit
 
 
 def open_directory(kind: str, args: Namespace, device: str) -> Path:
-    """Choose the directory on rank 0, broadcast it, and set args.resume to it. Raises OSError."""
+    """Choose the directory on rank 0, broadcast it, and set args.resume to it. Raises OSError.
+
+    Raises Stopped if another rank's machine lacks it.
+    """
     box = [None]
     if parallel.rank() == 0:
         save = Path(args.save)
-        box[0] = args.resume or _restarted_run(save, kind) or _new_run(save, kind, args, device)
+        box[0] = args.resume or _restarted_run(save, kind, args) or _new_run(save, kind, args, device)
     if dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
+        missing = f"{platform.node()} has no {box[0]}: --save must be a folder that all machines share"
+        parallel.stop_if_failed(None if Path(box[0], "args.json").exists() else missing)
     change(args, "resume", str(box[0]))  # until the run ends: another one may be given the same options
     return Path(args.resume)
 
@@ -203,14 +208,18 @@ def _launch_id() -> str | None:
     return run_id if run_id != "none" else f"{platform.node()}-{os.getppid()}"
 
 
-def _restarted_run(save: Path, kind: str) -> str | None:
+def _restarted_run(save: Path, kind: str, args: Namespace) -> str | None:
     """The directory that this torchrun launch created before it was restarted (--max-restarts)."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
-        for path in save.glob(f"{kind}-*/args.json"):
-            with contextlib.suppress(ValueError):  # another run's file may be damaged
-                if records.read_args(path.parent, "launch")["launch"] == _launch_id():
-                    return str(path.parent)
-    return None
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return None
+    own, options = [], json.loads(json.dumps(vars(args)))
+    for path in save.glob(f"{kind}-*/args.json"):
+        with contextlib.suppress(ValueError):  # another run's file may be damaged
+            record = records.read_args(path.parent, "launch")
+            # An earlier launch may have had the same id, if that is given or in a container.
+            if record["launch"] == _launch_id() and record["args"] == options:
+                own.append(path)
+    return str(max(own, key=lambda path: path.stat().st_mtime).parent) if own else None
 
 
 def _git_commit() -> str | None:

@@ -109,6 +109,19 @@ def test_a_task_whose_step_is_hidden_says_what_it_does(tmp_path):
     assert outcome.code == 0 and " on 1 x " in outcome.err and "test accuracy last" in outcome.err
 
 
+def test_machines_that_do_not_share_the_folder_of_runs_are_told_so(tmp_path):
+    """Each process in a folder of its own, as on disks of two machines."""
+    started = []
+    for environment in by_hand(2):
+        folder = tmp_path / environment["RANK"]
+        folder.mkdir()
+        started.append(start("train_cifar.py", *TINY, "--save", "runs", env=environment, cwd=folder))
+    outcomes = [process.wait() for process in started]
+    assert [outcome.code for outcome in outcomes] == [1, 1]
+    lines = [line for outcome in outcomes for line in outcome.err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "--save must be a folder that all machines share" in lines[0], outcomes
+
+
 def test_where_another_process_dies_the_rest_end_in_one_line_and_can_go_on(tmp_path):
     options = [*TINY, "--epochs", 200, "--save", tmp_path]
     first, second = (start("train_cifar.py", *options, env=environment) for environment in by_hand(2))

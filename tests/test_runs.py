@@ -1,5 +1,8 @@
-"""The time to come, by hand-computed values."""
+"""The time to come, by hand-computed values; the run that a restart continues."""
+import json
+import os
 import time
+from argparse import Namespace
 
 import pytest
 
@@ -51,10 +54,8 @@ def test_git_stops_no_run(script, commit, tmp_path, monkeypatch):
 
 
 def test_an_epoch_on_another_number_of_processes_says_so_and_hours_count_it(tmp_path, monkeypatch):
-    from argparse import Namespace
-
     import engine
-    from harness import parallel, runs
+    from harness import parallel
     monkeypatch.setattr(runs.Run, "save", lambda run: None)
     (tmp_path / "args.json").write_text('{"kind": "eval", "args": {}, "processes": 1}')
     args = Namespace(epochs=2, tensorboard=False, resume=str(tmp_path), save="runs")
@@ -68,3 +69,19 @@ def test_an_epoch_on_another_number_of_processes_says_so_and_hours_count_it(tmp_
         run.end_epoch({"epoch": len(run.metrics), "seconds": 3600.0})
         done = run.metrics
     assert [row.get("processes") for row in done] == [None, 4] and run.device_hours() == 5
+
+
+def test_a_restart_continues_the_newest_run_of_its_launch_with_its_options(tmp_path, monkeypatch):
+    """An id may be given again, and so may a process id in a container."""
+    monkeypatch.setattr(runs.launchers, "is_torchrun", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "100")
+    for i, (launch, seed) in enumerate([("100", 1), ("100", 1), ("100", 2), ("7", 1)]):
+        folder = tmp_path / f"eval-{i}"
+        folder.mkdir()
+        record = {"kind": "eval", "args": {"seed": seed, "dropout_rate": [0.1]}, "launch": launch}
+        (folder / "args.json").write_text(json.dumps(record))
+        os.utime(folder / "args.json", (i, i))
+    for restarts, seed, expected in (("1", 1, "eval-1"), ("1", 2, "eval-2"), ("1", 3, None), ("0", 1, None)):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        found = runs._restarted_run(tmp_path, "eval", Namespace(seed=seed, dropout_rate=(0.1,)))
+        assert found == (expected and str(tmp_path / expected))

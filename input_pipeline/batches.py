@@ -18,9 +18,11 @@ def batch_per_rank(batch_size: int, world_size: int) -> int:
 
 def to_device(values: Tensor, device) -> Tensor:
     """Copy to a device; to a GPU from pinned memory, so that no step waits for the device."""
-    if torch.device(device).type == "cuda" and values.device.type == "cpu":
+    to_gpu = torch.device(device).type == "cuda"
+    if to_gpu and values.device.type == "cpu":
         values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    # On MPS, torch before 2.13 may copy what has been freed since, if it does not wait (pytorch issue 189690).
+    return values.to(device, non_blocking=to_gpu)
 
 
 def normalisation(dataset: DataSet, device) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from harness import parallel
 from harness.log import log
-from input_pipeline.batches import batch_per_rank, for_convolutions
+from input_pipeline.batches import batch_per_rank, for_convolutions, to_device
 from input_pipeline.folders import Folder, digest_names, image_folders, read_image, square
 from input_pipeline.sets import describe
 from input_pipeline.splits import hold_out
@@ -84,8 +84,8 @@ class Loader(DataLoader):
             batches = super().__iter__()
         for images, target, flags in batches:
             images_read, transparent = images_read + len(flags), transparent + int(flags.sum())
-            images = to_input(images.to(self.device, non_blocking=True), *self.statistics)
-            yield for_convolutions(images), target.to(self.device, non_blocking=True)
+            images = to_input(to_device(images, self.device), *self.statistics)
+            yield for_convolutions(images), to_device(target, self.device)
         if transparent and not self.logged:
             log.info(f"{transparent} of the {images_read} images read had transparency: composited on white")
             self.logged = True

@@ -94,7 +94,8 @@ def describe_set(dataset: DataSet) -> dict:
 def as_in_run(dataset: DataSet, weights) -> DataSet:
     """A dataset whose test images are normalised as in the run that a file of weights lies in, if it lies in one."""
     data = records.use_data(weights, describe_set(dataset))
-    return dataset._replace(test_images=dataset.test_images.expand(-1, 3, -1, -1), mean=data["mean"], std=data["std"])
+    images = dataset.test_images.expand(-1, 3, -1, -1).contiguous()  # the channels of an expanded one can't be pinned
+    return dataset._replace(test_images=images, mean=data["mean"], std=data["std"])
 
 
 # ---- readers: images (N, C, H, W) uint8 and labels (N,), for training and for testing, and the class names

@@ -16,6 +16,7 @@ from input_pipeline.batches import (
     eval_batches,
     normalisation,
     normalise,
+    to_device,
     windows,
 )
 
@@ -167,6 +168,13 @@ def test_resume_is_bit_identical_for_epochs_and_for_the_stream():
     resumed.load_state_dict(saved(batches))
     for expected, got in zip(batches, resumed, strict=True):
         assert all(map(torch.equal, expected, got))
+
+
+@pytest.mark.parametrize("device, waits", [("cuda:1", False), ("mps", True), ("cpu", True)])
+def test_a_copy_to_mps_waits_since_its_source_may_be_freed(device, waits):
+    values = SimpleNamespace(device=torch.device("cpu"), pin_memory=lambda: values,
+                             to=lambda device, non_blocking: not non_blocking)
+    assert to_device(values, device) is waits
 
 
 def test_state_of_another_set_is_refused():

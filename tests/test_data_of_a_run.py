@@ -239,5 +239,6 @@ def test_a_grey_set_is_normalised_by_a_runs_three_channels(tmp_path):
     record(tmp_path, data)
     other = sets.as_in_run(grey, tmp_path / "w.pt")
     assert (other.mean, other.std) == (data["mean"], data["std"]) and other.test_images.shape == (11, 3, 32, 32)
+    assert other.test_images.is_contiguous()  # otherwise it can't be copied to pinned memory
     own = sets.as_in_run(grey, tmp_path / "no run/w.pt")
     assert own.mean == [.4] * 3 and torch.equal(own.test_images[:, 2:], grey.test_images)

@@ -133,7 +133,8 @@ class Batches:
         return for_convolutions(x), self.target.index_select(0, index)
 
     def state_dict(self) -> dict:
-        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position,
+                "steps": self.steps}
 
     def load_state_dict(self, state: dict):
         """Resume exactly where `state` was saved. Raises ValueError if the number of images differs."""
@@ -141,6 +142,8 @@ class Batches:
             raise ValueError(f"the saved run had {len(state['order'])} images, not {len(self.order)}: use its data")
         self.generator.set_state(state["generator"].cpu())
         self.order, self.position = state["order"].cpu(), state["position"]
+        if self.position >= state.get("steps", self.steps):  # the pass had ended; on fewer ranks it may be longer
+            self.position = self.steps
 
 
 def eval_batches(images: Tensor, target: Tensor, batch_size: int, dataset: DataSet, device, rank=0, world_size=1):

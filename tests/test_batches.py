@@ -170,6 +170,17 @@ def test_resume_is_bit_identical_for_epochs_and_for_the_stream():
         assert all(map(torch.equal, expected, got))
 
 
+def test_a_pass_that_had_ended_is_not_continued_by_the_longer_one_of_fewer_ranks():
+    dataset = random_set(98)
+    two, one = make_batches(dataset, world_size=2), make_batches(dataset)
+    assert (len(two), len(one)) == (4, 5)
+    list(two)
+    one.load_state_dict(saved(two))
+    targets = [target for _, target in one]
+    assert [len(target) for target in targets] == [24, 24, 24, 24, 2]
+    assert torch.equal(torch.cat(targets).sort().values, torch.arange(98))
+
+
 @pytest.mark.parametrize("device, waits", [("cuda:1", False), ("mps", True), ("cpu", True)])
 def test_a_copy_to_mps_waits_since_its_source_may_be_freed(device, waits):
     values = SimpleNamespace(device=torch.device("cpu"), pin_memory=lambda: values,

@@ -38,10 +38,11 @@ class Run:
         """A new run in SAVE/KIND-NOTE-TIME, or the one that --resume or a torchrun restart continues.
 
         device: in words. state: as it is before the first epoch. From here on messages go to log.txt too, and signals
-        end the run between steps. All ranks call it. Raises OSError, ValueError if the checkpoint is damaged, and
-        Stopped if another process has the run.
+        end the run between steps. All ranks call it. Raises OSError, ValueError if the checkpoint is damaged or lost,
+        and Stopped if another process has the run.
         """
         path = open_directory(kind, args, device)
+        check_not_lost(path)
         parallel.stop_if_failed(log_to_file(path / "log.txt") if parallel.rank() == 0 else None)
         parallel.catch_signals()
         run = cls(kind, path, args, device, state, costs)
@@ -175,6 +176,16 @@ def open_directory(kind: str, args: Namespace, device: str) -> Path:
     return Path(args.resume)
 
 
+def check_not_lost(run_dir: Path) -> None:
+    """Raise ValueError if a run has lost its checkpoint.pt: it would start anew, and replace what it had written."""
+    begun = [name for name in ("previous.pt", "metrics.jsonl") if (run_dir / name).exists()]
+    if begun and not (run_dir / "checkpoint.pt").exists():
+        previous = shlex.join(["mv", str(run_dir / begun[0]), str(run_dir / "checkpoint.pt")])
+        hint = (f"continue from the one before with {previous}" if begun[0] == "previous.pt" else
+                "restore it, or start a new run (experiments/restore_search.py continues a search with its next stage)")
+        raise ValueError(f"{run_dir} has lost its checkpoint.pt: {hint}")
+
+
 def _new_run(save: Path, kind: str, args: Namespace, device: str) -> str:
     record = {
         "kind": kind, "args": vars(args), "command": shlex.join(["python", *sys.argv]),
@@ -196,7 +207,8 @@ def _new_run(save: Path, kind: str, args: Namespace, device: str) -> str:
         except OSError as error:
             with contextlib.suppress(OSError):
                 run_dir.rmdir()  # it has no args.json
-            raise OSError(f"can't create the directory {run_dir} ({error.strerror}): choose another --save") from error
+            reason = error.strerror or error.__cause__ or error  # write_file's own text asks for --resume
+            raise OSError(f"can't create the directory {run_dir} ({reason}): choose another --save") from error
         return str(run_dir)
 
 

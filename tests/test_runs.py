@@ -57,6 +57,7 @@ def test_an_epoch_on_another_number_of_processes_says_so_and_hours_count_it(tmp_
     import engine
     from harness import parallel
     monkeypatch.setattr(runs.Run, "save", lambda run: None)
+    monkeypatch.setattr(runs, "check_not_lost", lambda run_dir: None)  # since nothing is saved
     (tmp_path / "args.json").write_text('{"kind": "eval", "args": {}, "processes": 1}')
     args = Namespace(epochs=2, tensorboard=False, resume=str(tmp_path), save="runs")
     monkeypatch.setattr(parallel, "catch_signals", lambda: None)
@@ -85,3 +86,16 @@ def test_a_restart_continues_the_newest_run_of_its_launch_with_its_options(tmp_p
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
         found = runs._restarted_run(tmp_path, "eval", Namespace(seed=seed, dropout_rate=(0.1,)))
         assert found == (expected and str(tmp_path / expected))
+
+
+@pytest.mark.parametrize("files, words", [
+    (["args.json"], None), (["metrics.jsonl", "checkpoint.pt", "previous.pt"], None),
+    (["metrics.jsonl"], "restore it, or start a new run"), (["metrics.jsonl", "previous.pt"], "mv "),
+    (["previous.pt"], "mv ")])
+def test_a_run_that_has_lost_its_checkpoint_is_not_begun_anew(files, words, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    if words is None:
+        return runs.check_not_lost(tmp_path)
+    with pytest.raises(ValueError, match="has lost its checkpoint.pt: .*" + words):
+        runs.check_not_lost(tmp_path)

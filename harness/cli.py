@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import glob
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -73,6 +74,8 @@ def number(kind: type, low: float, high: float = 1e38):
 
 def file_name(text: str) -> str:
     """The type of an option that becomes part of a file's name."""
+    if len(os.fsencode(text)) > 200:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}... becomes part of a directory's name: use at most 200 bytes")
     if not text.isprintable() or {"/", os.sep} & set(text):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} becomes part of a directory's name: omit slashes")
     return text
@@ -131,7 +134,7 @@ def add_run_options(parser: Parser, seed: int, report_freq: int):
     add = parser.add_argument_group("run").add_argument
     add("--save", default="runs", help="the run directory is SAVE/KIND-NOTE-TIME")
     add("--note", type=file_name, default="try", help="a name for this run")
-    add("--seed", type=number(int, 0), default=seed, help="seed of everything random")
+    add("--seed", type=number(int, 0, 2**63), default=seed, help="seed of everything random")
     add("--report_freq", type=number(int, 1), default=report_freq, help="steps between log lines")
     add("--resume", metavar="RUN_DIR", help="resume this run; default: a new run")
     add("--device", help="cuda, mps or cpu; default: the first available")
@@ -224,12 +227,14 @@ def run(main, parse) -> None:
         try:
             args = parse()
             main(args)
+            sys.stdout.flush()  # here an error is explained; at the interpreter's exit it is not
             together = True
         except Stopped as stopped:
             together = True
             status, reason = stopped.args[0], " ".join(stopped.args[1].split())  # a file's name may have line breaks
             if vars(args).get("resume"):
-                words = shlex.join([sys.argv[0], "--resume", args.resume])
+                first = itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:])  # a control's name
+                words = shlex.join([sys.argv[0], *first, "--resume", args.resume])
                 reason += f"; continue with: {launchers.continue_command(words)}"
             if launchers.rank() == 0:
                 log.error(reason)
@@ -245,10 +250,20 @@ def run(main, parse) -> None:
                 raise
             log.debug("traceback of the error below", exc_info=True)  # into log.txt only
             log.error(f"error: {line}")
+            _discard_output()
             sys.exit(1)
         finally:
             if parallel := sys.modules.get("harness.parallel"):  # it imports torch, which not every program needs
                 parallel.leave(together)
+
+
+def _discard_output() -> None:
+    """Discard what can't be printed, or the interpreter would try again at its exit, and fail with status 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # it has no file descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_first() -> bool:

@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 from scripts import ROOT, run
@@ -15,6 +16,7 @@ import train_imagenet
 import train_search
 from harness import cli
 from harness.log import printable
+from harness.process import Stopped
 
 GROUPS = {train_search: ["data", "stages", "weights", "alphas", "run"],
           train_cifar: ["data", "network", "optimization", "testing", "run"],
@@ -132,6 +134,32 @@ def test_raw_errors_are_one_line_with_what_to_do(error, text, capsys):
         cli.run(main, lambda: train_cifar.parse_args([]))
     line, = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and line.startswith("error: ") and text in line and "Errno" not in line
+
+
+def test_output_that_cannot_be_written_is_one_line_at_the_end_too(tmp_path):
+    """Python buffers a short table until the interpreter's exit, where an error is status 120."""
+    table = next((ROOT / "results").glob("eval-cifar-PDARTS-*"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, ROOT / "compare.py", table], stdout=full, stderr=subprocess.PIPE,
+                              env=environment, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def test_the_command_that_continues_a_control_names_it(monkeypatch, capsys):
+    def main(args):
+        raise Stopped(143, "stopped by SIGTERM")
+    monkeypatch.setattr(sys, "argv", ["experiments/controls.py", "noise", "--seed", "3"])
+    with pytest.raises(SystemExit):
+        cli.run(main, lambda: Namespace(resume="controls/search-x"))
+    assert "continue with: python experiments/controls.py noise --resume controls/search-x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--seed", str(2 ** 63)], ["--note", "n" * 201]])
+def test_what_no_generator_or_folder_can_take_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_cifar.parse_args(words)
+    assert ended.value.code == 2 and words[0] in capsys.readouterr().err
 
 
 def test_a_missing_module_keeps_its_traceback():

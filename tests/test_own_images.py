@@ -29,6 +29,9 @@ def write_pictures(folder):
             pixels = np.stack([grey + 100, grey, grey], 2) if name == "red" else grey.astype(np.uint16) * 257 if (
                 i % 2) else grey
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
+        (folder / name / "._0.png").touch()  # as macOS leaves them
+        (folder / name / ".ipynb_checkpoints").mkdir()
+        (folder / name / ".ipynb_checkpoints" / "0-checkpoint.png").touch()
 
 
 @pytest.fixture(scope="module")

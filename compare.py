@@ -124,6 +124,7 @@ def compare(run_dirs: list[str]) -> list[dict]:
     read = [read_run(run_dir, *MAIN) for run_dir in {Path(run_dir).resolve(): run_dir for run_dir in run_dirs}.values()]
     names = [run["name"] for run in read]
     read = [run | {"name": str(run["path"])} if names.count(run["name"]) > 1 else run for run in read]
+    warn_of_other_images(read)
     searches, evaluations = ([run for run in read if (run["kind"] == "search") is wanted] for wanted in (True, False))
     groups, rows = {}, []
     for cell in list_cells(searches, evaluations):
@@ -211,6 +212,18 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
         row |= {f"{which}_error": mean(errors), f"{which}_accuracy": 100 - mean(errors) if errors else None,
                 f"{which}_std": statistics.stdev(errors) if len(errors) > 1 else None}
     return row
+
+
+def warn_of_other_images(runs: list[dict]) -> None:
+    """Warn if folders of one name hold different images: their runs share rows."""
+    folders = {}
+    for run in runs:
+        if (folder := run["args"].get("tmp_data_dir")) and (digest := records.read_data(run["path"]).get("digest")):
+            folders.setdefault(folder, {}).setdefault(digest, run["name"])
+    for folder, names in folders.items():
+        if len(names) > 1:
+            log.warning(f"{' and '.join(names.values())} have different images in a folder of the same name, {folder}, "
+                        "and are compared as if they were the same: compare them separately")
 
 
 def warn_of_repeats(rows: list[dict]) -> None:

@@ -244,6 +244,21 @@ def test_a_folder_is_a_data_set_by_its_name_wherever_a_machine_has_it(tmp_path):
     assert rows[0]["last_error"] == pytest.approx(6.0)
 
 
+def test_different_images_in_folders_of_one_name_are_named(tmp_path, caplog):
+    """By the digest in data.json, which a collected run lacks."""
+    runs = [write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], dataset="folder", tmp_data_dir=f"/{i}/images",
+                             arch="PDARTS") for i in range(4)]
+    for run, digest in zip(runs, "aab"):
+        data = {"classes": ["cat"], "mean": [0.5] * 3, "std": [0.2] * 3, "image_size": 16, "resize": 16, "images": [9],
+                "digest": digest}
+        Path(run, "data.json").write_text(json.dumps(data))
+    with caplog.at_level("WARNING", logger=log.name):
+        compare.compare(runs[:2] + runs[3:])
+        assert not caplog.messages
+        compare.compare(runs)
+    assert ["eval-0 and eval-2 have different images" in message for message in caplog.messages] == [True]
+
+
 def test_where_a_published_set_lies_makes_no_difference(tmp_path):
     rows = compare.compare([write_evaluation(tmp_path / f"eval-{i}", [0.0, 95.0], seed=i, tmp_data_dir=f"/data{i}")
                             for i in (0, 1)])

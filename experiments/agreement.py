@@ -26,6 +26,7 @@ from scipy.special import softmax
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from compare import figure_file
 from experiments import significance
+from experiments.dropped import check_candidates
 from genotypes import NODES, PRIMITIVES
 from harness import cli, records
 from harness.files import replace_file
@@ -97,7 +98,10 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
     if len(lengths) > 1:
         words = " and ".join(f"{epochs} epochs ({warmup} of them warm-up)" for epochs, warmup in lengths)
         raise ValueError(f"a stage has {words} in these searches: compare searches of equal length")
-    return [records.read_alphas(path) for path in paths], *lengths[0]
+    found = [records.read_alphas(path) for path in paths]
+    for path, alphas in zip(paths, found):
+        check_candidates(path.name, alphas)
+    return found, *lengths[0]
 
 
 def check_one_kind(run_dirs: list[str]) -> None:
@@ -148,8 +152,9 @@ def main(args: Namespace) -> None:
             pairs = [(a, b) for a, b in itertools.combinations(ended, 2)
                      if not args.against or a < len(args.run_dirs) <= b]
             if pairs:
-                columns, found[name][f"{stage}: {steps[stage, epoch]}"] = compare(ended, pairs, bool(args.against))
-                table.append([str(stage), str(steps[stage, epoch]), name.split()[0], *columns])
+                taken = str(steps.get((stage, epoch), "–"))
+                columns, found[name][f"{stage}: {taken}"] = compare(ended, pairs, bool(args.against))
+                table.append([str(stage), taken, name.split()[0], *columns])
     if len(table) == 1:
         raise ValueError("no two searches to compare have ended their first stage: --resume them")
     print(tables.markdown(table))

@@ -99,6 +99,8 @@ def read_options(run_dirs: list[str]) -> dict[str, dict]:
 
 def multiply_adds(cell: Cell, args: dict) -> int:
     """Of the network that a run has trained, with 10 classes on small images; more would add as much to each cell."""
+    if cell.genotype is None:
+        raise ValueError(f"--plot: {cell.run} has no genotype.json: restore the file")
     size = args.get("image_size") or {"digits": 8, "imagenet": 224}.get(args["dataset"], 32)
     genotype = genotypes.Genotype(**cell.genotype)
     with torch.device("meta"):  # only shapes are needed

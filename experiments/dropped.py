@@ -26,10 +26,19 @@ NUM_DROP = 3  # after stage 1
 def read_alphas(run_dir: str) -> dict[str, np.ndarray]:
     """A search's alphas at the end of stage 1: cell -> (14, 8). Raises ValueError if it has not ended."""
     epochs, alphas = records.read_args(run_dir, "epochs")["args"]["epochs"], records.read_alphas(run_dir)
+    check_candidates(run_dir, alphas)
     found = {cell: alphas.get(f"stage1_{cell}", ()) for cell in CELLS}
     if any(len(written) < epochs for written in found.values()):
         raise ValueError(f"{run_dir} has not ended its first stage: --resume it")
     return {cell: written[-1] for cell, written in found.items()}
+
+
+def check_candidates(run_dir: str, alphas: dict) -> None:
+    """Raise ValueError if a search had an operation of one's own."""
+    names = {str(name) for key in alphas if key.endswith("_candidates") for row in alphas[key] for name in row}
+    if own := sorted(names - {*PRIMITIVES}):
+        raise ValueError(f"{run_dir} has the operation {own[0]}: start this by the script that adds it, as in "
+                         "docs/own-operations.md, or omit the run")
 
 
 def is_dropped(alphas: np.ndarray) -> np.ndarray:

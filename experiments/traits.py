@@ -39,6 +39,8 @@ def main(args: Namespace) -> None:
     for run in runs:
         if run["kind"] == "search" or state(run) != "finished":
             raise ValueError(f"{run['name']} is not a finished evaluation run: omit it")
+        if run["genotype"] is None:
+            raise ValueError(f"{run['name']} has no genotype.json: restore the file")
         records.read_run(run["path"], "train_acc")  # raises ValueError if an epoch lacks it
     if len(runs) < 3:
         raise ValueError(f"{len(runs)} runs are too few for a correlation: pass three or more")

@@ -129,6 +129,13 @@ def test_searches_are_compared_only_with_those_after_against(tmp_path):
     assert one["pairs"] == "1" and copies == one | {"pairs": "2"}
 
 
+def test_searches_without_metrics_are_compared_too(tmp_path):
+    searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [CYCLE] * EPOCHS) for name in "ab"]
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    assert [(row["alpha steps"], row["same"]) for row in lines(*searches)] == [("–", "14.0")] * 4
+
+
 def test_the_figure_has_a_line_per_cell(tmp_path):
     searches = [write_search(tmp_path / name, [CYCLE] * EPOCHS, [SHIFTED] * EPOCHS) for name in ("a", "b")]
     outcome = run("experiments/agreement.py", *searches, "--plot", tmp_path / "sketch.svg", change=figures)
@@ -151,6 +158,7 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
                                                  (["a", "unfinished"], 1, "no two searches"),
                                                  (["a", "b", "--against", "unfinished"], 1, "no two searches"),
                                                  (["a", "damaged"], 1, "damaged/alphas.npz"),
+                                                 (["a", "own"], 1, "own has the operation silu_conv: start this by"),
                                                  (["a", "b", "--plot=x.pdf"], 2, ".svg or .png")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     for name in ("a", "b"):
@@ -159,6 +167,7 @@ def test_bad_input_is_one_line(names, status, text, tmp_path):
     write_search(tmp_path / "longer", [CYCLE] * 3, [CYCLE] * 3)
     write_search(tmp_path / "damaged", [CYCLE] * 2, [CYCLE] * 2)
     (tmp_path / "damaged" / "alphas.npz").write_text("no zip file")
+    write_search(tmp_path / "own", [CYCLE] * 2, [CYCLE] * 2, stage2=[["silu_conv", *PRIMITIVES[:4]]] * 14)
     write_search(tmp_path / "unfinished", [CYCLE], [CYCLE])
     (tmp_path / "unfinished" / "args.json").write_text((tmp_path / "a" / "args.json").read_text())
     (tmp_path / "evaluation").mkdir()

@@ -83,6 +83,11 @@ def test_the_multiply_adds_are_those_of_the_trained_network():
     assert imagenet / 1e6 == pytest.approx(543, abs=1)  # the published size
 
 
+def test_a_cell_without_its_file_has_no_size():
+    with pytest.raises(ValueError, match="--plot: eval-0 has no genotype.json"):
+        differences.multiply_adds(Cell("published", 1.0, "eval-0", None), {"dataset": "folder", **SIZE})
+
+
 def test_the_figure_has_a_dot_per_cell_and_names_the_kinds(runs, tmp_path):
     settings = differences.read_settings(runs)
     for name in ("sizes.svg", "sizes.png"):

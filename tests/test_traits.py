@@ -39,12 +39,14 @@ def test_a_trait_that_all_share_has_no_correlation(tmp_path):
                                                  (["a", "b", "search"], 1, "search is not a finished evaluation"),
                                                  (["a", "b", "unfinished"], 1,
                                                   "unfinished is not a finished evaluation"),
+                                                 (["a", "b", "no cell"], 1, "no cell has no genotype.json"),
                                                  (["a", "b", "nowhere"], 1, "nowhere is not a run")])
 def test_bad_input_is_one_line(names, status, text, tmp_path):
     for name in "ab":
         write_evaluation(tmp_path / name, WIDE, 80.0, 80.0)
     write_search(tmp_path / "search", seed=0)
     write_evaluation(tmp_path / "unfinished", WIDE, 80.0, 80.0, epochs=2)
+    write_evaluation(tmp_path / "no cell", None, 80.0, 80.0)
     outcome = run("experiments/traits.py", *[tmp_path / name for name in names])
     assert outcome.code == status and text in outcome.err and not outcome.out
     assert len(outcome.err.splitlines()) == 1

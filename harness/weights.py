@@ -12,7 +12,7 @@ from harness.log import log
 
 NESTED = ("state_dict", "network", "model", "model_state_dict", "state_dict_ema")  # keys of the weights
 WRAPPERS = {"module", "_orig_mod", "model", "net"}  # parts of names, added by DataParallel, torch.compile and Lightning
-COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to a network
+COUNTERS = ("total_ops", "total_params", "n_averaged")  # buffers that thop and torch's AveragedModel add to a network
 EXTRAS = (  # often saved along with weights, not needed for testing
     "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pathlib.PosixPath", "pathlib._local.PosixPath", "pathlib.WindowsPath", "pathlib._local.WindowsPath",

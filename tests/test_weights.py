@@ -35,7 +35,8 @@ def renamed(prefix):
 
 def with_thop(state):
     counts = {f"cells.0.{name}": torch.zeros(1, dtype=torch.float64) for name in ("total_ops", "total_params")}
-    return {**state, **counts, "total_ops": torch.zeros(1), "module.total_params": torch.zeros(1)}
+    return {**state, **counts, "total_ops": torch.zeros(1), "module.total_params": torch.zeros(1),
+            "n_averaged": torch.tensor(3)}  # of torch.optim.swa_utils.AveragedModel
 
 
 def attributed(value):

@@ -18,11 +18,11 @@ def batch_per_rank(batch_size: int, world_size: int) -> int:
 
 def to_device(values: Tensor, device) -> Tensor:
     """Copy to a device; to a GPU from pinned memory, so that no step waits for the device."""
-    to_gpu = torch.device(device).type == "cuda"
-    if to_gpu and values.device.type == "cpu":
+    kind = torch.device(device).type
+    if kind == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     # On MPS, torch before 2.13 may copy what has been freed since, if it does not wait (pytorch issue 189690).
-    return values.to(device, non_blocking=to_gpu)
+    return values.to(device, non_blocking=kind != "mps")
 
 
 def normalisation(dataset: DataSet, device) -> tuple[Tensor, Tensor]:

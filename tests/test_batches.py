@@ -181,7 +181,7 @@ def test_a_pass_that_had_ended_is_not_continued_by_the_longer_one_of_fewer_ranks
     assert torch.equal(torch.cat(targets).sort().values, torch.arange(98))
 
 
-@pytest.mark.parametrize("device, waits", [("cuda:1", False), ("mps", True), ("cpu", True)])
+@pytest.mark.parametrize("device, waits", [("cuda:1", False), ("mps", True)])
 def test_a_copy_to_mps_waits_since_its_source_may_be_freed(device, waits):
     values = SimpleNamespace(device=torch.device("cpu"), pin_memory=lambda: values,
                              to=lambda device, non_blocking: not non_blocking)

@@ -62,7 +62,11 @@ def device(args, rows):
     words = machine(utils.pick_device(args.device))
     if args.device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        words += f", {memory:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        words += f", {memory:.0f} GiB, CUDA {torch.version.cuda}, cuDNN "
+        try:
+            words += str(torch.backends.cudnn.version())
+        except RuntimeError:  # another visible GPU is too old for it
+            words += "unknown"
     yield "device", "", {"note": words}
 
 

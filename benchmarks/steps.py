@@ -4,6 +4,7 @@ A name is one of NETWORKS or "small evaluation"; a variant lists its properties,
 """
 import argparse
 import gc
+import re
 import statistics
 import traceback
 
@@ -30,7 +31,7 @@ def attempt(function, *args) -> dict:
         return function(*args)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "ALLOC_FAILED" in text:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or re.search("out of memory|ALLOC(ATION)?_FAILED", text):
             return {"note": "out of memory"}
         traceback.print_exc()  # the note is too short to mend it
         return {"note": f"failed: {text[:200]}"}

@@ -300,7 +300,8 @@ def _explain(error: Exception, args: Namespace) -> str | None:
     if launchers.world_size() > 1 and re.search("onnection (closed|reset) by|Broken pipe|remote process exited", text):
         return f"another process of this run has ended; see its output for the reason{_resume(known)}"
     if not isinstance(error, MemoryError) and not re.search(
-            "out of memory|allocate memory|ALLOC_FAILED|failed to map segment|start new thread|torchvision::nms", text):
+            "out of memory|allocate memory|ALLOC(ATION)?_FAILED|failed to map segment|start new thread|"
+            "torchvision::nms", text):
         return None
     hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []
     size, processes = known.get("batch_size", 0), launchers.world_size()

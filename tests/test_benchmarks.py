@@ -243,6 +243,7 @@ def test_what_fails_in_a_row_is_its_note(capsys):
         raise error
     assert steps.attempt(fail, torch.cuda.OutOfMemoryError("CUDA")) == {"note": "out of memory"}
     assert steps.attempt(fail, RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when")) == {"note": "out of memory"}
+    assert steps.attempt(fail, RuntimeError("CUDA error: out of memory")) == {"note": "out of memory"}
     assert steps.attempt(fail, ValueError("a\nb")) == {"note": "failed: ValueError: a b"}
 
 

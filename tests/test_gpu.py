@@ -83,8 +83,15 @@ def test_bf16_that_is_only_emulated_is_rejected(gpu):
 
 def test_mixed_precision_that_torch_lacks_is_one_line_before_a_run_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False)
-    with pytest.raises(ValueError, match="--amp fp16: torch has no mixed precision on cpu: use --amp off"):
+    with pytest.raises(ValueError, match="--amp fp16: torch has no reliable mixed precision on cpu: use --amp off"):
         utils.pick_device("cpu", amp="fp16")
+
+
+def test_mixed_precision_is_refused_on_mps():
+    """Older versions of torch offer it, and abort in it."""
+    utils._check_precision(torch.device("mps"), "off")
+    with pytest.raises(ValueError, match="--amp bf16: torch has no reliable mixed precision on mps: use --amp off"):
+        utils._check_precision(torch.device("mps"), "bf16")
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -101,7 +108,7 @@ def test_all_scripts_take_tf32(script):
 
 
 @pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-                                  "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+                                  "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"])
 def test_a_librarys_own_lack_of_memory_is_told_as_such(text):
     from harness.cli import _explain
     args = SimpleNamespace(batch_size=64, grad_checkpoint=False)

@@ -107,13 +107,14 @@ class Meter:
         if self.unread:
             self._read()
         sums = parallel.sum_over_ranks(torch.tensor([*self.sums, self.images], dtype=torch.float64))
-        return {"sums": sums.tolist(), "steps": self.steps, "seconds": self.elapsed(),
+        return {"sums": sums.tolist(), "steps": self.steps, "total": self.total, "seconds": self.elapsed(),
                 "processes": parallel.world_size()}
 
     def load_state_dict(self, state: dict) -> None:
         if parallel.rank() == 0:  # the saved sums are over all ranks
             *self.sums, self.images = state["sums"]
-        self.steps = state["steps"]
+        # What had ended stays so, though on fewer ranks the epoch may have one step more.
+        self.steps = self.total if state["steps"] >= state.get("total", self.total) else state["steps"]
         # Device-seconds count: what two processes did in a second counts as two seconds of one.
         self.start -= state["seconds"] * state.get("processes", parallel.world_size()) / parallel.world_size()
         self.bar.update(self.steps)

@@ -87,6 +87,16 @@ def test_a_step_is_clipped_by_the_norm_of_all_gradients(grad_clip, moved):
     assert step == pytest.approx(moved or norm, rel=1e-2 if moved else 1e-9)  # torch adds 1e-6 to the norm
 
 
+@pytest.mark.parametrize("steps, total, left", [
+    (3, 4, True), (4, 4, False), (4, 5, True), (5, 5, False), (5, None, False)])
+def test_an_epoch_that_had_ended_is_not_longer_on_fewer_processes(steps, total, left):
+    """Of 5 steps here; total: how many it had, which older checkpoints lack."""
+    meter = engine.Meter("epoch 0", 5, 50)
+    state = {"sums": [0.0, 0.0, 0.0, 0], "steps": steps, "seconds": 1.0}
+    meter.load_state_dict(state | ({} if total is None else {"total": total}))
+    assert bool([*meter.remaining([1])]) is left
+
+
 @pytest.mark.parametrize("before, now, expected", [(1, 1, 10), (2, 1, 20), (4, 2, 20), (1, 4, 2.5)])
 def test_an_epoch_resumed_on_other_processes_counts_device_seconds(before, now, expected, monkeypatch):
     monkeypatch.setattr(engine.parallel, "world_size", lambda: now)

@@ -54,7 +54,7 @@ def pick_device(name: str | None, deterministic: bool = False, tf32: bool = Fals
         torch.zeros(1, device=device)
         if device.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError
-    except (RuntimeError, AssertionError):  # an unknown name, or torch is built without it
+    except (RuntimeError, AssertionError, AttributeError):  # an unknown name, or torch is built without it
         raise ValueError(f"--device {name} can't be used here: omit it, or use --device cpu") from None
     _check_precision(device, amp)
     return device
@@ -82,7 +82,8 @@ def _check_precision(device: torch.device, amp: str) -> None:
     """Raise ValueError if a device has no mixed precision of this kind, or only emulates it."""
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"--amp bf16: {torch.cuda.get_device_name(device)} only emulates it: use --amp fp16, or off")
-    # On MPS, torch before 2.12 aborts in fast/'s batch norm of half values, and applies overflowed gradients of fp16.
+    # On MPS, torch before 2.12 aborts in fast/'s batch norm of half values, and applies overflowed gradients of fp16;
+    # later versions were not tried.
     if amp != "off" and (device.type == "mps" or not torch.amp.is_autocast_available(device.type)):
         raise ValueError(f"--amp {amp}: torch has no reliable mixed precision on {device.type}: use --amp off")
 

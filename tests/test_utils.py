@@ -24,6 +24,13 @@ def test_a_gpu_named_by_its_number_is_the_current_one(monkeypatch):
     assert chosen == [torch.device("cuda:1")]
 
 
+def test_a_numbered_gpu_is_one_line_where_torch_is_built_without_cuda(monkeypatch):
+    monkeypatch.delattr(torch._C, "_cuda_setDevice", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: 1 / 0)  # not reached
+    with pytest.raises(ValueError, match="--device cuda:0 can't be used here"):
+        utils.pick_device("cuda:0")
+
+
 # ---- networks
 
 def test_all_published_cells_have_the_computed_sizes(golden, monkeypatch):

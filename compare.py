@@ -9,6 +9,7 @@ one evaluation. Parameters and multiply-adds are those of the published size. Wi
 budget are counted as published, with batch norms and ReLUs.
 """
 import argparse
+import contextlib
 import functools
 import json
 import re
@@ -218,8 +219,10 @@ def warn_of_other_images(runs: list[dict]) -> None:
     """Warn if folders of one name hold different images: their runs share rows."""
     folders = {}
     for run in runs:
-        if (folder := run["args"].get("tmp_data_dir")) and (digest := records.read_data(run["path"]).get("digest")):
-            folders.setdefault(folder, {}).setdefault(digest, run["name"])
+        with contextlib.suppress(ValueError):  # data.json is damaged, which concerns no number
+            digest = records.read_data(run["path"]).get("digest")
+            if digest and (folder := run["args"].get("tmp_data_dir")):
+                folders.setdefault(folder, {}).setdefault(digest, run["name"])
     for folder, names in folders.items():
         if len(names) > 1:
             log.warning(f"{' and '.join(names.values())} have different images in a folder of the same name, {folder}, "

@@ -25,12 +25,12 @@ import compare
 import genotypes
 import utils
 from experiments import significance
-from harness import cli
+from harness import cli, records
 from harness.files import replace_file
 from model import NetworkCIFAR, NetworkImageNet
 from reporting import tables
 from reporting.figures import render, style
-from reporting.runs import read_run
+from reporting.runs import control, read_run
 from reporting.tables import BLANK, COLORS, signed
 
 HEAD = ["cells", "n", "difference (points)", "95% interval", "p", "difference (std of random cells)"]
@@ -41,15 +41,19 @@ class Cell(NamedTuple):
     error: float  # in percent, mean over its runs
     run: str  # the name of one of them
     genotype: dict
-    origin: str = ""  # the name of the search that it comes from, without its time
+    origin: str = ""  # the name of the search that it comes from, or its own
 
 
 def read_settings(run_dirs: list[str]) -> dict[str, list[Cell]]:
-    """The trained cells in each setting that they were trained in. Raises ValueError if there are none."""
-    settings = {}
-    for row in compare.compare(run_dirs):
+    """The trained cells in each setting that they were trained in. Raises ValueError if there are none.
+
+    A control is not counted as a search.
+    """
+    settings, rows = {}, compare.compare([path for path in run_dirs if not control(records.read_args(path))])
+    searches = [name for row in rows for name in row["searches"] or ()]
+    for row in rows:
         cells = [Cell(row["kind"], statistics.mean(part["last_errors"]), part["runs"][0], part["genotype"],
-                      origin(part["name"])) for part in row["cells"] if part["n"]]
+                      origin(part["name"], searches)) for part in row["cells"] if part["n"]]
         if cells:
             settings.setdefault(", ".join(tables.describe_setting(row["setting"])), []).extend(cells)
     if not settings:
@@ -58,11 +62,13 @@ def read_settings(run_dirs: list[str]) -> dict[str, list[Cell]]:
     return settings
 
 
-def origin(name: str) -> str:
-    """The search of a cell, by the name that compare.py gives the cell: search-X-pdarts-10 for X-dealt-10-0."""
+def origin(name: str, searches: list[str]) -> str:
+    """The search of a cell, by compare.py's name of the cell: search-X-pdarts-10-TIME for X-dealt-10-0, or itself."""
     if dealt := re.fullmatch(r"(.*)-dealt-(\d+)-\d+", Path(name).stem):
-        return "search-{}-pdarts-{}".format(*dealt.groups())
-    return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", name)
+        wanted = "search-{}-pdarts-{}".format(*dealt.groups())
+        found = {search for search in searches if re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", search) == wanted}
+        return found.pop() if len(found) == 1 else name
+    return name
 
 
 def compare_kinds(cells: list[Cell]) -> list[list[str]]:

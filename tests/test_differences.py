@@ -1,4 +1,6 @@
 """experiments/differences.py: kinds of cells side by side, and the figure of their sizes, on runs written by hand."""
+import json
+
 import pytest
 from PIL import Image
 from scripts import figures, run
@@ -61,6 +63,28 @@ def test_cells_of_the_same_searches_are_also_compared_search_by_search(tmp_path)
     assert table["P-DARTS − dealt"][:2] == ["3, 4", "−5.00"]
     # -3 and -1: mean -2, error 1, a 97.5% quantile of 12.706; of 4 choices of signs two are as extreme.
     assert table["P-DARTS − dealt, by search"] == ["2", "−2.00", "−14.71 to +10.71", "0.5000", "–"]
+
+
+def test_searches_of_one_note_are_compared_apart(tmp_path):
+    """As README's commands name them; both have a one-stage cell."""
+    runs = [write_search(tmp_path / f"search-try-20261128-17281{i}", i, genotypes.load(f"random:5{i}")) for i in (0, 1)]
+    runs += [write_evaluation(tmp_path / f"eval-{i}", [0.0, 90.0 - i], genotypes.load(f"random:5{i}"), **SIZE)
+             for i in (0, 1)]
+    cells = differences.read_settings(runs)
+    assert [cell.origin for of_setting in cells.values() for cell in of_setting] == [
+        "search-try-20261128-172810", "search-try-20261128-172811"]
+
+
+def test_the_cell_of_a_control_is_not_a_found_one(tmp_path):
+    control, search = (write_search(tmp_path / f"search-{name}", 1, genotypes.load(f"random:{seed}"))
+                       for name, seed in (("noise", 50), ("x", 51)))
+    record = json.loads((tmp_path / "search-noise" / "args.json").read_text())
+    (tmp_path / "search-noise" / "args.json").write_text(json.dumps(
+        record | {"command": "python experiments/controls.py noise --seed 1"}))
+    trained = [write_evaluation(tmp_path / f"eval-{seed}", [0.0, 90.0], genotypes.load(f"random:{seed}"), **SIZE)
+               for seed in (50, 51)]
+    (cells,) = differences.read_settings([control, search, *trained]).values()
+    assert [cell.kind for cell in cells] == ["P-DARTS", "other"]
 
 
 def test_settings_are_not_mixed(runs, tmp_path):

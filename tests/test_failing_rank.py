@@ -69,6 +69,7 @@ def test_the_end_of_a_worker_is_no_signal_to_stop(received, status, monkeypatch)
     statuses, (reading, writing) = [], socket.socketpair()
     monkeypatch.setattr(parallel, "_exit_now", statuses.append)
     monkeypatch.setattr(parallel, "PATIENCE", 0)
+    monkeypatch.setattr(parallel, "_last_step", 0.0)
     with writing:
         writing.send(bytes(received))
     parallel._exit_if_stuck(reading)

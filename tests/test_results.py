@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scripts import ROOT, run
 
-from experiments import agreement, matrix
+from experiments import agreement, matrix, significance
 from experiments.dropped import read_alphas
 from genotypes import PRIMITIVES
 from harness import records
@@ -104,7 +104,7 @@ def test_the_quoted_differences_are_those_of_the_records():
                                 f"and {points2.strip('−')} fewer than {dealt} dealt ones,") in quoted
     one_stage = found["P-DARTS − one stage"]
     assert f"on average, they have {one_stage[1].strip('−')} points fewer errors." in quoted
-    assert f"on average nothing has changed (p = {float(one_stage[3]):.2f})" in quoted
+    assert f"on average, no change is shown (p = {float(one_stage[3]):.2f})" in quoted
     assert f"P-DARTS has {std.strip('−')}, one stage {std1.strip('−')}," in quoted
     assert (f"Six found cells show no clear lead over random or dealt ones (p = {float(p):.2f}, {float(p2):.2f})"
             in readme)
@@ -134,11 +134,17 @@ def test_what_is_left_of_the_candidates_correlates_as_quoted():
     searches = [records.read_alphas(ROOT / run_dir) for run_dir in runs(CIFAR[0])]
     found = []
     for stage, cell in itertools.product((2, 3), ("normal", "reduce")):
-        left = [(agreement.probabilities(alphas, stage, cell, -1) > 0).astype(float) for alphas in searches]
-        pairs = itertools.combinations([edges - edges.mean(axis=0) for edges in left], 2)
-        found.append(f"{np.mean([agreement.products(*pair).trace() for pair in pairs]):.2f}")
-    assert ("as 0 or 1, is {} in the normal cell and {} in the reduction cell of stage 2, and {} and {} in stage 3"
-            .format(*found) in " ".join(text("docs/evidence.md").split()))
+        kept = [(agreement.probabilities(alphas, stage, cell, -1) > 0).astype(float) for alphas in searches]
+        centred = [edges - edges.mean(axis=0) for edges in kept]
+        pairs = {(a, b): agreement.products(centred[a], centred[b]) for a, b in itertools.combinations(range(6), 2)}
+        found.append([significance.agreement(pairs, groups) for groups in ((), agreement.GROUPS)])
+    quoted = " ".join(text("docs/evidence.md").split())
+    assert ("is {:.2f} in the normal cell and {:.2f} in the reduction cell of stage 2, and {:.2f} and {:.2f} in stage 3"
+            .format(*(of_all.value for of_all, _ in found)) in quoted)
+    (normal2, *others) = (within.p for _, within in found)
+    assert (f"(p of at most {max(of_all.p for of_all, _ in found):.4f}). Within the two groups of edges, this is not "
+            f"shown of what stage 1 drops in the normal cell (p = {normal2:.2f}), but of what is dropped by the end of "
+            f"stage 2 in both cells (p of at most {max(others[1:]):.4f}).") in quoted
 
 
 def test_the_mean_alphas_of_separable_and_dilated_convolutions_differ_as_quoted():
@@ -155,7 +161,10 @@ def test_the_mean_alphas_of_separable_and_dilated_convolutions_differ_as_quoted(
     assert len(normal) == 6 and min(*normal, *reduce) > 0
     assert (f"by {min(normal):.3f} to {max(normal):.3f} in the normal cell, and {min(reduce):.3f} to {max(reduce):.3f} "
             "in the reduction cell.") in quoted
-    assert ("(normal {:.3f} and {:.3f}, reduction {:.3f} and {:.3f})".format(*normal0, *reduce0)) in quoted
+    p, p_reduce = significance.difference(normal, normal0).p, significance.difference(reduce, reduce0).p
+    assert (("(normal {:.3f} and {:.3f}, reduction {:.3f} and {:.3f}; against the six, p = {:.2f} and {:.2f})"
+             .format(*normal0, *reduce0, p, p_reduce)) in quoted)
+    assert f"more than two searches on shuffled labels do (p = {p:.2f})." in quoted
 
 
 @pytest.mark.parametrize("pattern", [SHUFFLED[0], CIFAR[0]])

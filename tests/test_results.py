@@ -73,6 +73,12 @@ def test_the_table_of_results_is_what_compare_makes_of_the_records(document):
     assert printed("compare.py", *runs(*CIFAR), "--markdown") in text(document)
 
 
+def test_the_table_of_drop_path_is_what_compare_makes_of_the_records():
+    cells, infixes = ("PDARTS", "pdarts-10", "dealt-10-0", "random-0"), ("", "drop-path-")
+    found = runs(*(f"eval-cifar-{cell}-{infix}12ep-0-*" for cell in cells for infix in infixes))
+    assert len(found) == 8 and printed("compare.py", *found, "--markdown") in text("docs/evidence.md")
+
+
 def test_the_table_of_the_first_attempt_is_what_compare_makes_of_the_records():
     assert printed("compare.py", *runs(*FASHION), "--markdown") in text("docs/evidence.md")
 

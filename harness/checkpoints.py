@@ -27,14 +27,19 @@ def save(run_dir: Path, checkpoint: dict) -> None:
 
 def load(run_dir: Path, kind: str) -> dict | None:
     """A run's checkpoint, on the CPU, or None before the first; never runs code. Raises ValueError if it is damaged."""
-    path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
+    path = run_dir / "checkpoint.pt"
     if not path.exists():
         return None
     if (checkpoint := read(path, kind)) is not None:
         return checkpoint
+    raise ValueError(f"{path} is damaged or of another kind of run: {replacement(run_dir)}")
+
+
+def replacement(run_dir: Path) -> str:
+    """What to do, in words, without a usable checkpoint.pt."""
+    path, previous = run_dir / "checkpoint.pt", run_dir / "previous.pt"
     command = shlex.join(["mv", str(previous), str(path)])
-    hint = f"restore the previous one with {command}" if previous.exists() else "start a new run"
-    raise ValueError(f"{path} is damaged or of another kind of run: {hint}")
+    return f"restore the previous one with {command}" if previous.exists() else "start a new run"
 
 
 def read(path: Path, kind: str) -> dict | None:

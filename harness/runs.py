@@ -178,12 +178,10 @@ def open_directory(kind: str, args: Namespace, device: str) -> Path:
 
 def check_not_lost(run_dir: Path) -> None:
     """Raise ValueError if a run has lost its checkpoint.pt: it would start anew, and replace what it had written."""
-    begun = [name for name in ("previous.pt", "metrics.jsonl") if (run_dir / name).exists()]
+    begun = any((run_dir / name).exists() for name in ("previous.pt", "metrics.jsonl"))
     if begun and not (run_dir / "checkpoint.pt").exists():
-        previous = shlex.join(["mv", str(run_dir / begun[0]), str(run_dir / "checkpoint.pt")])
-        hint = (f"continue from the one before with {previous}" if begun[0] == "previous.pt" else
-                "restore it, or start a new run (experiments/restore_search.py continues a search with its next stage)")
-        raise ValueError(f"{run_dir} has lost its checkpoint.pt: {hint}")
+        raise ValueError(f"{run_dir} has lost its checkpoint.pt: restore it, or {checkpoints.replacement(run_dir)} "
+                         "(experiments/restore_search.py continues a search with its next stage)")
 
 
 def _new_run(save: Path, kind: str, args: Namespace, device: str) -> str:

@@ -81,15 +81,13 @@ def compare_kinds(cells: list[Cell]) -> list[list[str]]:
     lines = []
     for (first, a), (second, b) in itertools.combinations(groups.items(), 2):
         every = [sum(errors.values(), []) for errors in (a, b)]
-        found = {f"{first} − {second}": (", ".join(str(len(errors)) for errors in every),
-                                         significance.difference(*every))}
+        name, n = f"{first} − {second}", ", ".join(str(len(errors)) for errors in every)
+        found = [(name, n, significance.difference(*every))]
         if len(common := [search for search in a if search in b]) > 1:
             own = [statistics.mean(a[search]) - statistics.mean(b[search]) for search in common]
-            found[f"{first} − {second}, by search"] = (str(len(own)), significance.paired_difference(own))
-        for name, (n, difference) in found.items():
-            lines.append([name, n, signed(difference.value), BLANK if difference.low is None else
-                          f"{signed(difference.low)} to {signed(difference.high)}", f"{difference.p:.4f}",
-                          signed(difference.value / std, 1) if std else BLANK])
+            found.append((f"{name}, by search", str(len(own)), significance.paired_difference(own)))
+        lines += [[name, n, signed(value), BLANK if low is None else f"{signed(low)} to {signed(high)}", f"{p:.4f}",
+                   signed(value / std, 1) if std else BLANK] for name, n, (value, low, high, p) in found]
     return lines
 
 

@@ -33,8 +33,13 @@ def difference(first: list[float], second: list[float]) -> Difference:
         ways[1:] = np.random.default_rng(0).permuted(ways[1:], axis=1)
     sums = values[ways[:, :n]].sum(axis=1)
     found = sums / n - (values.sum() - sums) / m
-    # The same difference, summed in another order, may differ by rounding.
-    return Difference(float(found[0]), low, high, float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9)))
+    return Difference(float(found[0]), low, high, two_sided(found))
+
+
+def two_sided(found: np.ndarray) -> float:
+    """The fraction of the permutations' values that are as far from 0 as the first, which is the data's."""
+    # The same value, summed in another order, may differ by rounding.
+    return float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9))
 
 
 def paired_difference(values: list[float]) -> Difference:
@@ -52,7 +57,7 @@ def paired_difference(values: list[float]) -> Difference:
         signs = np.random.default_rng(0).choice((1, -1), (DRAWS + 1, n))
         signs[0] = 1
     found = signs @ values / n
-    return Difference(float(found[0]), low, high, float(np.mean(np.abs(found) >= abs(found[0]) - 1e-9)))
+    return Difference(float(found[0]), low, high, two_sided(found))
 
 
 class Agreement(NamedTuple):

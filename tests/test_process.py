@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from multiprocessing import resource_tracker
 
 import kill_loop
 import pytest
@@ -37,6 +38,9 @@ def imagenet_words(root, save) -> list[str]:
 def settings() -> dict:
     """What a run could change in this process."""
     gc.collect()
+    for thread in threading.enumerate():  # torch closes its workers' queues, and does not wait for their threads
+        if thread.name == "QueueFeederThread":
+            thread.join(timeout=20)
     return {"signals": [signal.getsignal(number) for number in parallel.SIGNALS], "noted": list(parallel._signals),
             "log": (log.handlers[:], log.level), "threads": {thread.name for thread in threading.enumerate()},
             "children": children(os.getpid()), "precision": torch.get_float32_matmul_precision(),
@@ -51,6 +55,7 @@ def settings() -> dict:
 @pytest.fixture
 def notebook(monkeypatch):
     """A process with settings and handlers of its own, which must be as they were after the test."""
+    resource_tracker.ensure_running()  # Python starts it once a process, and never ends it
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(engine, "try_to_draw", lambda run_dir: None)
     previous = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, print),

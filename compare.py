@@ -9,7 +9,6 @@ one evaluation. Parameters and multiply-adds are those of the published size. Wi
 budget are counted as published, with batch norms and ReLUs.
 """
 import argparse
-import contextlib
 import functools
 import json
 import re
@@ -24,7 +23,7 @@ import progressive
 from harness import cli, records
 from harness.log import log
 from reporting import tables
-from reporting.runs import control, hours, read_run, state
+from reporting.runs import control, hours, read_run, state, warn_of_other_images
 from reporting.tables import MAIN
 
 # options in which runs of the same experiment may differ; their cells are compared separately
@@ -213,20 +212,6 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
         row |= {f"{which}_error": mean(errors), f"{which}_accuracy": 100 - mean(errors) if errors else None,
                 f"{which}_std": statistics.stdev(errors) if len(errors) > 1 else None}
     return row
-
-
-def warn_of_other_images(runs: list[dict]) -> None:
-    """Warn if folders of one name hold different images: their runs share rows."""
-    folders = {}
-    for run in runs:
-        with contextlib.suppress(ValueError):  # data.json is damaged, which concerns no number
-            digest = records.read_data(run["path"]).get("digest")
-            if digest and (folder := run["args"].get("tmp_data_dir")):
-                folders.setdefault(folder, {}).setdefault(digest, run["name"])
-    for folder, names in folders.items():
-        if len(names) > 1:
-            log.warning(f"{' and '.join(names.values())} have different images in a folder of the same name, {folder}, "
-                        "and are compared as if they were the same: compare them separately")
 
 
 def warn_of_repeats(rows: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""Command lines: the parser, option types, the options that several scripts share, and how a program ends."""
+"""Command lines: the parser, option types, the options that several scripts share, and how a program runs and ends."""
 import argparse
 import contextlib
 import difflib
@@ -14,7 +14,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from harness import launchers, process, records
+from harness import errors, launchers, process, records
 from harness.log import log, printable
 from harness.process import Stopped
 
@@ -240,12 +240,12 @@ def run(main, parse) -> None:
                 log.error(reason)
             sys.exit(status)
         except KeyboardInterrupt:
-            resume = _resume(vars(args))
+            resume = errors.resume_hint(vars(args))
             log.error(f"stopped by SIGINT; the unfinished epoch is lost{resume}" if resume else
                       "stopped by SIGINT before the run began")
             sys.exit(128 + signal.SIGINT)
         except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-            line = _explain(error, args)
+            line = errors.explain(error, args)
             if line is None:
                 raise
             log.debug("traceback of the error below", exc_info=True)  # into log.txt only
@@ -272,44 +272,3 @@ def _is_first() -> bool:
         return launchers.rank() == 0
     except ValueError:  # an incomplete set of variables, rejected later
         return True
-
-
-FIXABLE = {  # a pattern in an error's text: the line to print instead
-    "DataLoader worker.*(shared memory|Bus error|No space left)":
-        "a data-loading worker had too little shared memory (/dev/shm): lower --workers, to 0 if necessary, or provide "
-        "more, in Docker with --shm-size=8g",
-    "DataLoader worker .*(is killed|exited unexpectedly)":
-        "a data-loading worker was killed, perhaps for lack of memory: lower --workers",
-    "Too many open files|ancdata": "too many open files: lower --workers, or raise the limit with ulimit -n 4096",
-    r"^\[Errno 32\] Broken pipe$": "what reads this output has ended, and the rest is not printed",
-    "No working C.. compiler|Failed to find C compiler|CppCompileError":
-        "--compile needs a working C++ compiler: install g++ or set CXX, or start a new run without --compile",
-}
-
-
-def _explain(error: Exception, args: Namespace) -> str | None:
-    """An error in one line, with what to do; None for a bug."""
-    text, known = " ".join(str(error).split()), vars(args)
-    for pattern, line in FIXABLE.items():
-        if re.search(pattern, text):
-            return line + _resume(known)
-    if getattr(error, "errno", None) is not None:  # from the system: this project's own errors say what to do
-        return f"{text.partition('] ')[2]}: check the file, its access, and the limits of this process (ulimit -a)"
-    if isinstance(error, (ValueError, OSError)):
-        return text
-    if launchers.world_size() > 1 and re.search("onnection (closed|reset) by|Broken pipe|remote process exited", text):
-        return f"another process of this run has ended; see its output for the reason{_resume(known)}"
-    if not isinstance(error, MemoryError) and not re.search(
-            "out of memory|allocate memory|ALLOC(ATION)?_FAILED|failed to map segment|start new thread|"
-            "torchvision::nms", text):
-        return None
-    hints = ["--grad_checkpoint"] if known.get("grad_checkpoint") is False else []
-    size, processes = known.get("batch_size", 0), launchers.world_size()
-    minimum = 1 if known.get("eval") else 2 * processes  # batch norm trains on 2 or more
-    smaller = max(minimum, size // 2 // processes * processes)
-    hints += [f"a new run with --batch_size {smaller}"] if smaller < size else []
-    return f"out of memory: try {', or '.join([*hints, 'a device with more memory'])}"
-
-
-def _resume(args: dict) -> str:
-    return f"; continue with --resume {args['resume']}" if args.get("resume") else ""

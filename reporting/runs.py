@@ -1,9 +1,11 @@
 """A run's records as one dictionary, how far the run is, and what it has cost."""
+import contextlib
 import re
 from pathlib import Path
 
 import genotypes
 from harness import records
+from harness.log import log
 
 
 def read_run(run_dir: str, *needed: str) -> dict:
@@ -24,6 +26,20 @@ def read_run(run_dir: str, *needed: str) -> dict:
         args["tmp_data_dir"] = Path(folder).name
     return record | {"name": path.resolve().name, "path": path, "metrics": metrics, "genotype": genotype, "args": args,
                      "channels": channels}
+
+
+def warn_of_other_images(runs: list[dict]) -> None:
+    """Warn if folders of one name hold different images: their runs share rows."""
+    folders = {}
+    for run in runs:
+        with contextlib.suppress(ValueError):  # data.json is damaged, which concerns no number
+            digest = records.read_data(run["path"]).get("digest")
+            if digest and (folder := run["args"].get("tmp_data_dir")):
+                folders.setdefault(folder, {}).setdefault(digest, run["name"])
+    for folder, names in folders.items():
+        if len(names) > 1:
+            log.warning(f"{' and '.join(names.values())} have different images in a folder of the same name, {folder}, "
+                        "and are compared as if they were the same: compare them separately")
 
 
 def control(record: dict) -> str | None:

@@ -110,9 +110,9 @@ def test_all_scripts_take_tf32(script):
 @pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
                                   "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"])
 def test_a_librarys_own_lack_of_memory_is_told_as_such(text):
-    from harness.cli import _explain
+    from harness.errors import explain
     args = SimpleNamespace(batch_size=64, grad_checkpoint=False)
-    assert "out of memory: try --grad_checkpoint, or a new run with --batch_size 32" in _explain(
+    assert "out of memory: try --grad_checkpoint, or a new run with --batch_size 32" in explain(
         RuntimeError(text), args)
 
 

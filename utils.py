@@ -97,11 +97,12 @@ def use_fast(choice: str, device: torch.device) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, for logs and result tables."""
+    """The device in words, for logs and result tables; a CPU with its vector instructions, as torch uses them."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) + (" with TF32" if torch.backends.cudnn.allow_tf32 else "")
     threads = torch.get_num_threads()
-    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"
+    vectors = f" ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else ""
+    return f"{platform.machine()} {device.type.upper()}{vectors}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def seed_everything(seed: int, *position: int) -> None:

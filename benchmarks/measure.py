@@ -15,10 +15,8 @@ from harness.files import replace_file
 
 
 def machine(device: torch.device | str = "cpu") -> str:
-    """The torch version and the device in words; for a CPU with its instruction set, on which speed depends."""
-    device = torch.device(device)
-    instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
-    return f"torch {torch.__version__}, {utils.describe_device(device)}{instructions}"
+    """The torch version and the device in words."""
+    return f"torch {torch.__version__}, {utils.describe_device(torch.device(device))}"
 
 
 def file_to_write(text: str) -> Path:

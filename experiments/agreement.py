@@ -26,13 +26,12 @@ from scipy.special import softmax
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from compare import figure_file
 from experiments import significance
-from experiments.dropped import check_candidates
+from experiments.dropped import check_candidates, first_stage_kind
 from genotypes import NODES, PRIMITIVES
 from harness import cli, records
 from harness.files import replace_file
 from reporting import tables
 from reporting.figures import CELLS, render, style
-from reporting.runs import control
 
 HEAD = ["stage", "alpha steps", "cell", "pairs", "correlation", "beyond means", "p (beyond)", "p (within)", "same",
         "by chance", "p (same)"]
@@ -105,10 +104,10 @@ def read_searches(run_dirs: list[str]) -> tuple[list[dict], int, int]:
 
 
 def check_one_kind(run_dirs: list[str]) -> None:
-    """Check that searches are all unchanged, or all the same control. Raises ValueError."""
-    kinds = {control(records.read_args(run_dir)): run_dir for run_dir in run_dirs}
+    """Check that first stages are all those of P-DARTS, or of the same control. Raises ValueError."""
+    kinds = {first_stage_kind(run_dir): run_dir for run_dir in run_dirs}
     if len(kinds) > 1:
-        words = " and ".join(f"{Path(run_dir).name} ({kind or 'unchanged'})" for kind, run_dir in kinds.items())
+        words = " and ".join(f"{Path(run_dir).name} ({kind})" for kind, run_dir in kinds.items())
         raise ValueError(f"{words} are searches of different kinds: pass one kind, or two on either side "
                          "of --against")
 

@@ -47,11 +47,17 @@ def is_dropped(alphas: np.ndarray) -> np.ndarray:
     return (lowest[:, :, None] == np.arange(alphas.shape[1])).any(axis=1)
 
 
+def first_stage_kind(run_dir: str) -> str:
+    """The name of a control, or "P-DARTS": also for the control called plain, whose first stage is unchanged."""
+    name = control(records.read_args(run_dir))
+    return "P-DARTS" if name in (None, "plain") else name
+
+
 def read_kinds(run_dirs: list[str]) -> dict[str, list[dict[str, np.ndarray]]]:
     """The alphas at the end of stage 1 of each kind of search. Raises ValueError."""
     kinds = {}
     for run_dir in run_dirs:
-        kinds.setdefault(control(records.read_args(run_dir)) or "P-DARTS", []).append(read_alphas(run_dir))
+        kinds.setdefault(first_stage_kind(run_dir), []).append(read_alphas(run_dir))
     return kinds
 
 

@@ -43,9 +43,9 @@ def warn_of_other_images(runs: list[dict]) -> None:
 
 
 def control(record: dict) -> str | None:
-    """What experiments/controls.py has changed in a search, from args.json; None if nothing."""
+    """The name of a control of experiments/controls.py, from args.json; None for a search of three stages."""
     found = re.search(r"\bcontrols\.py'? (\S+)", record.get("command", ""))  # a path with a space is quoted
-    return found[1] if found and found[1] != "plain" else None
+    return found[1] if found else None
 
 
 def state(run: dict) -> str:

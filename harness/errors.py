@@ -20,8 +20,10 @@ FIXABLE = {  # a pattern in an error's text: the line to print instead
 def explain(error: Exception, args: Namespace) -> str | None:
     """An error in one line, with what to do; None for a bug."""
     text, known = " ".join(str(error).split()), vars(args)
+    # If torch waits for a data-loading worker that dies, only the cause says how it died.
+    cause = str(error.__cause__) if isinstance(error, RuntimeError) else ""
     for pattern, line in FIXABLE.items():
-        if re.search(pattern, text):
+        if re.search(pattern, text) or re.search(pattern, cause):
             return line + resume_hint(known)
     if getattr(error, "errno", None) is not None:  # from the system: this project's own errors say what to do
         return f"{text.partition('] ')[2]}: check the file, its access, and the limits of this process (ulimit -a)"

@@ -107,15 +107,6 @@ def test_all_scripts_take_tf32(script):
     assert "--tf32" in run(script, "--help").out
 
 
-@pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-                                  "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"])
-def test_a_librarys_own_lack_of_memory_is_told_as_such(text):
-    from harness.errors import explain
-    args = SimpleNamespace(batch_size=64, grad_checkpoint=False)
-    assert "out of memory: try --grad_checkpoint, or a new run with --batch_size 32" in explain(
-        RuntimeError(text), args)
-
-
 # ---- momentum
 
 def test_a_first_step_that_the_scaler_skips_leaves_momentum_zero():

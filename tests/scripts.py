@@ -5,8 +5,10 @@ fork them from a server that has imported it (preloaded.py), and save sketches o
 interpreter, as a shell does.
     python tests/scripts.py SCRIPT OPTIONS...  # what other programs start with sketches
 """
+import contextlib
 import copy
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -65,9 +67,16 @@ class Script:
 
     def wait(self, timeout: float = 100) -> Outcome:
         self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running after {timeout} s: {self.output('err')}"
+        if self.process.exitcode is None:
+            self.kill()
+            raise AssertionError(f"still running after {timeout} s: {self.output('err')}")
         with self.folder:
             return Outcome(self.process.exitcode, self.output("out"), self.output("err"))
+
+    def kill(self) -> None:
+        """End it, so that it does not slow down the tests that follow."""
+        self.process.kill()
+        self.process.join()
 
     def output(self, name: str) -> str:
         path = Path(self.folder.name, name)
@@ -77,7 +86,9 @@ class Script:
         """Poll a condition while the script runs."""
         end = time.monotonic() + timeout
         while not condition():
-            assert self.running() and time.monotonic() < end, f"it never came so far: {self.wait()}"
+            if not self.running() or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"it never came so far: {self.wait()}")
             time.sleep(0.002)
 
 
@@ -218,10 +229,16 @@ def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+# Each of pytest's processes has ports of its own, below those that the system gives to connections.
+ports = itertools.count(10_100 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing uses, from 10,000 to 29,999."""
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def by_hand(count: int) -> list[dict]:

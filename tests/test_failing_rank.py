@@ -53,7 +53,7 @@ def test_both_ranks_end_and_the_failing_one_gives_the_cause(cause, options, tmp_
     where, rank, text = CAUSES[cause]
     program = behind(FAILS.format(where=where, rank=rank), tmp_path)
     ranks = [start(program, ROOT / CIFAR, *options, "--save", tmp_path / "runs", env=env) for env in by_hand(2)]
-    outcomes = [process.wait(60) for process in ranks]
+    outcomes = [process.wait() for process in ranks]
     assert all(outcome.code for outcome in outcomes), outcomes
     failed, other = outcomes[rank], outcomes[1 - rank]
     if text:
@@ -82,13 +82,13 @@ def test_a_rank_that_waits_for_another_forever_ends_some_time_after_a_signal(opt
     program = behind("from harness import parallel\nparallel.PATIENCE = 4", tmp_path)
     ranks = [start(program, ROOT / CIFAR, *options, "--epochs", 5000, "--save", tmp_path / "runs", env=env)
              for env in by_hand(2)]
-    ranks[0].wait_until(lambda: '"epoch": 0' in ranks[0].output("err"))
-    os.kill(ranks[1].pid, signal.SIGSTOP)  # its connections stay open
-    time.sleep(1)
     try:
+        ranks[0].wait_until(lambda: '"epoch": 0' in ranks[0].output("err"))
+        os.kill(ranks[1].pid, signal.SIGSTOP)  # its connections stay open
+        time.sleep(1)
         begun = time.monotonic()
         ranks[0].signal(signal.SIGTERM)
-        outcome = ranks[0].wait(30)
+        outcome = ranks[0].wait()
         assert outcome.code == 128 + signal.SIGTERM and time.monotonic() - begun > 3
         assert re.search("stopped by SIGTERM: no step ended within 4 s, another process may have ended", outcome.err)
     finally:

@@ -38,7 +38,7 @@ def no_launcher(monkeypatch):
 
 def by_srun(count: int) -> list[dict]:
     """The same by srun in an allocation of one machine; the job's number decides the port."""
-    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count),
+    job = {"SLURM_JOB_ID": str(free_port() - 10_000), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count),
            "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NODELIST": "gpu07",
            "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.1"}
     return [{**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
@@ -189,18 +189,18 @@ sys.path.insert(0, {root!r})
 import torch, torch.distributed as dist
 from harness import parallel
 platform.node = lambda: "machine" + str(int(os.environ["RANK"]) // 2)
-start = dist.init_process_group
-dist.init_process_group = lambda *a, **k: start(*a, **k, timeout=datetime.timedelta(seconds=1))
 parallel.init_distributed(torch.device("cpu"))
+barrier, dist.barrier = dist.barrier, None  # it would end after some time
+parallel._store.set_timeout(datetime.timedelta(seconds=1))
 def write(what):
     with open(sys.argv[1], "a") as file:
         file.write(what + str(parallel.rank()) + " ")
 with parallel.rank0_first():
     write("+")
-    time.sleep(1.5 if parallel.rank() in (0, 3) else 0)  # longer than a barrier would wait
+    time.sleep(1.5 if parallel.rank() in (0, 3) else 0)  # longer than the store would wait
     write("-")
 write("=")
-parallel.barrier()
+barrier()
 dist.destroy_process_group()
 """
 

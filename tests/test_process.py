@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 
 import kill_loop
 import pytest
@@ -55,7 +55,8 @@ def settings() -> dict:
 @pytest.fixture
 def notebook(monkeypatch):
     """A process with settings and handlers of its own, which must be as they were after the test."""
-    resource_tracker.ensure_running()  # Python starts it once a process, and never ends it
+    for server in (resource_tracker, forkserver):  # Python starts them once a process, and never ends them
+        server.ensure_running()
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(engine, "try_to_draw", lambda run_dir: None)
     previous = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, print),

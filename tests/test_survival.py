@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+from functools import partial
 
 import kill_loop
 import pytest
@@ -14,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kill_loop import OPTIONS, assert_nothing_torn, assert_same_result
-from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, start, the_run
+from scripts import ROOT, epochs_done, error_line, metrics, run, snapshot, the_run
 
 import train_cifar
 import train_imagenet
@@ -41,16 +42,34 @@ finally:
 """
 
 
+def run_behind(folder, code, values, script, *options):
+    """Run a script behind `code`, which is written to `folder` and finds `values` in sys.argv."""
+    path = folder / "behind.py"
+    path.write_text(BEHIND.format(code))
+    return run(path, *values, ROOT / script, *options)
+
+
+SIGNALLED_AFTER = """
+name, count, number, sys.argv = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+def replace(source, target, rename=os.replace):
+    global count
+    rename(source, target)
+    count -= (written := str(target).endswith(name))
+    if written and count == 0:
+        os.kill(os.getpid(), number)
+os.replace = replace
+"""
+
+
 @pytest.fixture(scope="module")
 def stopped(data, search, training, tmp_path_factory):
     """script -> (a run stopped shortly before its end, what it comes to)."""
     runs = {}
     for script, expected in ((SEARCH, search), (CIFAR, training)):
         save = tmp_path_factory.mktemp("stopped")
-        process = start(script, *OPTIONS[script], *data, "--save", save)
-        process.wait_until(lambda: any(save.iterdir()) and epochs_done(the_run(save)) >= 7)  # noqa: B023
-        process.signal(signal.SIGTERM)
-        assert process.wait().code == 128 + signal.SIGTERM
+        outcome = run_behind(tmp_path_factory.mktemp("code"), SIGNALLED_AFTER,
+                             ["metrics.jsonl", 7, int(signal.SIGTERM)], script, *OPTIONS[script], *data, "--save", save)
+        assert outcome.code == 128 + signal.SIGTERM, outcome
         runs[script] = the_run(save), expected
     return runs
 
@@ -63,12 +82,8 @@ def copy(stopped, tmp_path):
 
 @pytest.fixture
 def run_as(tmp_path):
-    """run_as(code, values, script, *options): run a script behind `code`, which finds `values` in sys.argv."""
-    def start_it(code, values, script, *options):
-        path = tmp_path / "behind.py"
-        path.write_text(BEHIND.format(code))
-        return run(path, *values, ROOT / script, *options)
-    return start_it
+    """run_as(code, values, script, *options): see `run_behind`."""
+    return partial(run_behind, tmp_path)
 
 
 def resumed(script, run_dir):
@@ -95,24 +110,12 @@ def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(script, kills, da
     assert places.total() == kills
 
 
-DIES_AFTER = """
-name, count, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-def replace(source, target, rename=os.replace):
-    global count
-    rename(source, target)
-    count -= str(target).endswith(name)
-    if count == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-"""
-
-
 def assert_survives_a_kill_after(files, script, options, expected, save, run_as):
     """Kill a run right after the nth time that a file is written, for one (file, n) after another, and resume it."""
     run_dir = None
     for name, count in files:
         where = ["--resume", run_dir] if run_dir else [*options, "--save", save]
-        outcome = run_as(DIES_AFTER, [name, count], script, *where)
+        outcome = run_as(SIGNALLED_AFTER, [name, count, int(signal.SIGKILL)], script, *where)
         assert outcome.code == -signal.SIGKILL, (name, outcome)
         run_dir = the_run(save)
         assert_nothing_torn(run_dir, script, expected)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from scripts import ROOT, run
 
+import compare
 from experiments import agreement, matrix, significance
 from experiments.dropped import read_alphas
 from genotypes import PRIMITIVES
 from harness import records
+from reporting.runs import read_run
 
 RESULTS = ROOT / "results"
 # The names of the runs that the table of a setting is made from, as in the commands of docs/evidence.md.
@@ -94,6 +96,39 @@ def test_the_other_tables_are_what_the_scripts_make_of_the_records(script, patte
 def test_the_tables_of_agreement_with_a_control_are_what_agreement_makes_of_the_records(control):
     found = printed("experiments/agreement.py", *runs(control), "--against", *runs(CIFAR[0]))
     assert found in text("docs/evidence.md")
+
+
+def test_a_repeated_stage_1_is_the_same_where_rounding_is_and_elsewhere_agrees_as_quoted():
+    lines, quoted = [], " ".join(text("docs/evidence.md").split())
+    for seed in range(10, 16):
+        search, repetition = (runs(f"search-cifar-{kind}-{seed}-*") for kind in ("pdarts", "plain"))
+        if seed < 12:
+            first, again = (read_alphas(run_dir) for run_dir in search + repetition)
+            assert first.keys() == again.keys() and all(np.array_equal(first[cell], again[cell]) for cell in first)
+        else:
+            found = printed("experiments/agreement.py", *repetition, *search).splitlines()[-2:]
+            lines += [line.replace("| 1 | 522 |", f"| {seed} |").replace(" | 1 | ", " | ") for line in found]
+    assert "\n".join(lines) in text("docs/evidence.md")
+    beyond = [float(line.split(" | ")[3]) for line in lines]
+    assert f"a search and its repetition agree ({min(beyond):.2f} to {max(beyond):.2f}) far more" in quoted
+
+
+def test_the_cells_of_a_repeated_stage_1_have_as_much_in_common_as_quoted():
+    """Pairs of an edge and its operation, of eight in each cell."""
+    def genes(run_dir: str, cell: str) -> set:
+        genotype = compare.first_stage_cell(read_run(str(ROOT / run_dir)))
+        return {(i // 2, *gene) for i, gene in enumerate(getattr(genotype, cell))}
+
+    in_common = {}
+    for cell in ("normal", "reduce"):
+        first, again = ([genes(run_dir, cell) for run_dir in runs(f"search-cifar-{kind}-*")]
+                        for kind in ("pdarts", "plain"))
+        in_common[cell] = ([len(a & b) for a, b in zip(first, again, strict=True)][2:],
+                           np.mean([len(a & b) for a, b in itertools.combinations(first, 2)]))
+    (normal, seeds), (reduce, seeds_reduce) = in_common.values()
+    words = ("have {}, {}, {} and {} of their eight operations on the same edge in common, those of two seeds {:.1f} "
+             "on average (in the reduction cell {}, {}, {} and {}, and {:.1f})")
+    assert words.format(*normal, seeds, *reduce, seeds_reduce) in " ".join(text("docs/evidence.md").split())
 
 
 def test_the_table_of_removed_candidates_is_what_ablation_makes_of_the_records():

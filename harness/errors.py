@@ -21,7 +21,7 @@ def explain(error: Exception, args: Namespace) -> str | None:
     """An error in one line, with what to do; None for a bug."""
     text, known = " ".join(str(error).split()), vars(args)
     # If torch waits for a data-loading worker that dies, only the cause says how it died.
-    cause = str(error.__cause__) if isinstance(error, RuntimeError) else ""
+    cause = " ".join(str(error.__cause__).split()) if text.startswith("DataLoader worker") else ""
     for pattern, line in FIXABLE.items():
         if re.search(pattern, text) or re.search(pattern, cause):
             return line + resume_hint(known)

@@ -24,5 +24,8 @@ def test_a_worker_for_which_torch_waited_died_of_its_cause(how, words):
     assert words in line and "--resume DIR" in line
 
 
-def test_a_bug_is_not_explained():
-    assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Namespace()) is None
+@pytest.mark.parametrize("cause", [None, OSError(24, "Too many open files")])
+def test_a_bug_is_not_explained(cause):
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    error.__cause__ = cause
+    assert explain(error, Namespace()) is None

@@ -230,7 +230,8 @@ def run_fresh(script, *options, cwd=None, timeout: float = 100) -> Outcome:
 
 
 # Each of pytest's processes has ports of its own, below those that the system gives to connections.
-ports = itertools.count(10_100 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8))
+worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+ports = itertools.count(10_100 + 2_000 * (worker % 8) + os.getpid() % 1_000)
 
 
 def free_port() -> int:

@@ -215,13 +215,13 @@ def describe_evaluations(parts: list[dict], setting: dict) -> dict:
 
 
 def warn_of_repeats(rows: list[dict]) -> None:
-    """Warn if runs of one seed count as different runs (on the CPU they are equal), or runs of one cell count twice."""
+    """Warn if runs of one seed count as different runs (on one CPU they are equal), or runs of one cell count twice."""
     for row in rows:
         several = [(row["run"], row["seed"])] if isinstance(row["seed"], list) else []
         for name, seeds in several + [(part["name"], part["seeds"]) for part in row["cells"]]:
             if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 log.warning(f"{name}: several runs have the seed {', '.join(map(str, again))}, and each counts: omit "
-                            "all but one, unless they ran on a GPU")
+                            "all but one, unless they ran on a GPU or on different CPUs")
         cells = [str(part["genotype"]) for part in row["cells"] if part["n"]]
         if row["over"] == "searches" and len({*cells}) < len(cells):
             log.warning(f"{row['run']}: {len(cells)} searches found {len({*cells})} different cell(s), and a cell's "

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import os
 import platform
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -101,8 +102,17 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) + (" with TF32" if torch.backends.cudnn.allow_tf32 else "")
     threads = torch.get_num_threads()
-    vectors = f" ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else ""
-    return f"{platform.machine()} {device.type.upper()}{vectors}, {threads} thread{'s' if threads > 1 else ''}"
+    words = f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else (
+        f"{platform.machine()} {device.type.upper()}")
+    return f"{words}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_name() -> str:
+    """The CPU's name as Linux knows it, else its architecture: two makes of CPU can round differently."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: (.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return f"{platform.machine()} CPU"
 
 
 def seed_everything(seed: int, *position: int) -> None:

@@ -30,6 +30,7 @@ from experiments.dropped import check_candidates, first_stage_kind
 from genotypes import NODES, PRIMITIVES
 from harness import cli, records
 from harness.files import replace_file
+from harness.log import log
 from reporting import tables
 from reporting.figures import CELLS, render, style
 
@@ -112,6 +113,14 @@ def check_one_kind(run_dirs: list[str]) -> None:
                          "of --against")
 
 
+def warn_of_repetitions(run_dirs: list[str]) -> None:
+    """Warn if more than two searches have seeds in common: their pairs are not independent."""
+    seeds = [records.read_args(run_dir)["args"].get("seed") for run_dir in run_dirs]
+    if len(seeds) > 2 and (again := sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1})):
+        log.warning(f"more than one search has the seed {' or '.join(map(str, again))}, so pairs are not independent, "
+                    "and p-values are too small: pass one search of each seed, or two searches alone")
+
+
 # ---- figure
 
 @style()
@@ -140,6 +149,7 @@ def main(args: Namespace) -> None:
     searches, epochs, warmup = read_searches(run_dirs)
     for side in (args.run_dirs, args.against):
         check_one_kind(side)
+        warn_of_repetitions(side)
     steps = {(record["stage"], record["epoch"]): record.get("alpha_steps", "–")
              for run_dir in run_dirs for record in records.read_run(run_dir, "stage", "epoch")[1]}
     table, found = [HEAD], {name: {} for name in CELLS.values()}

@@ -147,6 +147,16 @@ def test_the_figure_has_a_line_per_cell(tmp_path):
     assert all(f">{word}<" in text for word in ("1: 100", "1: 200", "normal cell", "reduction cell"))
 
 
+@pytest.mark.parametrize("seeds, warned", [((1, 2, 3), False), ((1, 1), False), ((1, 2, 1), True)])
+def test_searches_of_one_seed_among_others_are_warned_of(seeds, warned, tmp_path, caplog):
+    """Two alone, a search and its repetition, are a question of its own."""
+    for i, seed in enumerate(seeds):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "args.json").write_text(json.dumps({"kind": "search", "args": {"seed": seed}}))
+    agreement.warn_of_repetitions([str(tmp_path / str(i)) for i in range(len(seeds))])
+    assert ("more than one search has the seed 1," in caplog.text) is warned
+
+
 @pytest.mark.parametrize("names, status, text", [([], 2, "required"), (["a"], 1, "one search"),
                                                  (["a", "a"], 1, "a is given twice"),
                                                  (["a", "b", "--against", "a"], 1, "a is given twice"),

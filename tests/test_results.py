@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 from scripts import ROOT, run
 
 import compare
@@ -22,6 +23,7 @@ CIFAR = ["search-cifar-pdarts-*", *(f"eval-cifar-{cell}-{matrix.SETTINGS['cifar'
     "dealt-1[0-5]-[01]"))]
 PLANTED = ["search-cifar-noise-*", "search-cifar-twin-*", CIFAR[0]]
 SHUFFLED = ["search-cifar-shuffled-labels-*"]
+CELLS = ("normal", "reduction")
 CONTROLS = ["search-cifar-swapped-halves-*", *PLANTED[:2], *SHUFFLED]
 
 
@@ -109,8 +111,15 @@ def test_a_repeated_stage_1_is_the_same_where_rounding_is_and_elsewhere_agrees_a
             found = printed("experiments/agreement.py", *repetition, *search).splitlines()[-2:]
             lines += [line.replace("| 1 | 522 |", f"| {seed} |").replace(" | 1 | ", " | ") for line in found]
     assert "\n".join(lines) in text("docs/evidence.md")
-    beyond = [float(line.split(" | ")[3]) for line in lines]
-    assert f"a search and its repetition agree ({min(beyond):.2f} to {max(beyond):.2f}) far more" in quoted
+    again = [np.mean([float(line.split(" | ")[3]) for line in lines if f"| {cell} |" in line]) for cell in CELLS]
+    of_seeds = printed("experiments/agreement.py", *runs(CIFAR[0])).splitlines()[4:6]
+    seeds = [float(line.split(" | ")[5]) for line in of_seeds]
+    assert ("agree more (on average {:.2f} in the normal cell and {:.2f} in the reduction cell) than two seeds do "
+            "({:.2f} and {:.2f}).".format(*again, *seeds) in quoted)
+    assert ("ends with alphas that agree better ({:.2f} and {:.2f} beyond means) than those of two seeds ({:.2f} and "
+            "{:.2f})".format(*again, *seeds) in quoted)
+    shares = [100 * (same - other) / (1 - other) for same, other in zip(again, seeds)]
+    assert "comes from the seed ({:.0f}% in the normal cell, {:.0f}% in the reduction cell)".format(*shares) in quoted
 
 
 def test_the_cells_of_a_repeated_stage_1_have_as_much_in_common_as_quoted():
@@ -126,13 +135,26 @@ def test_the_cells_of_a_repeated_stage_1_have_as_much_in_common_as_quoted():
         in_common[cell] = ([len(a & b) for a, b in zip(first, again, strict=True)][2:],
                            np.mean([len(a & b) for a, b in itertools.combinations(first, 2)]))
     (normal, seeds), (reduce, seeds_reduce) = in_common.values()
+    quoted = " ".join(text("docs/evidence.md").split())
+    assert (f"its normal cells share {np.mean(normal):.1f} of eight operations, those of two seeds {seeds:.1f}."
+            in quoted)
     words = ("have {}, {}, {} and {} of their eight operations on the same edge in common, those of two seeds {:.1f} "
              "on average (in the reduction cell {}, {}, {} and {}, and {:.1f})")
-    assert words.format(*normal, seeds, *reduce, seeds_reduce) in " ".join(text("docs/evidence.md").split())
+    assert words.format(*normal, seeds, *reduce, seeds_reduce) in quoted
 
 
 def test_the_table_of_removed_candidates_is_what_ablation_makes_of_the_records():
-    assert printed("experiments/ablation.py", "results") in text("docs/evidence.md")
+    found, quoted = printed("experiments/ablation.py", "results"), " ".join(text("docs/evidence.md").split())
+    assert found in text("docs/evidence.md")
+    lines = [line.strip("| ").split(" | ") for line in found.splitlines()[2:]]
+    (normal, convolutions), (reduction, convolutions_reduction) = (
+        [[float(line[column]) for line in lines if line[1] == cell] for column in (4, 6)] for cell in CELLS)
+    assert len(normal) == 6 and min(*normal, *reduction) > 0
+    assert (f"the rank correlation is {np.mean(normal):.2f} in the normal cell and {np.mean(reduction):.2f} in the "
+            "reduction cell).") in quoted
+    p, p_reduction = (stats.ttest_1samp(of_cell, 0).pvalue for of_cell in (convolutions, convolutions_reduction))
+    assert (f"correlation is {np.mean(convolutions):.2f} on average in the normal cell (t test of six: p = {p:.2f}) "
+            f"and {np.mean(convolutions_reduction):.2f} in the reduction cell (p = {p_reduction:.2f}).") in quoted
 
 
 def test_the_quoted_differences_are_those_of_the_records():
@@ -166,8 +188,9 @@ def test_readme_quotes_the_agreement_of_the_searches():
     p, shuffled = (float(printed("experiments/agreement.py", *compared).splitlines()[5].split(" | ")[6])
                    for compared in (searches, [*runs(*SHUFFLED), "--against", *searches]))
     assert len(searches) == 6
-    assert (f"in the reduction cell six searches agree on edges (p = {p:.4f}), but not with searches on shuffled "
-            f"labels (p = {shuffled:.2f})" in " ".join(text("README.md").split()))
+    assert (f"six searches agree on edges of the reduction cell (p = {p:.4f})" in " ".join(text("README.md").split()))
+    assert f"but not with those on shuffled labels (-0.04, p = {shuffled:.2f})" in " ".join(
+        text("docs/evidence.md").split())
 
 
 def test_what_is_left_of_the_candidates_correlates_as_quoted():

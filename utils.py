@@ -98,21 +98,23 @@ def use_fast(choice: str, device: torch.device) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, for logs and result tables; a CPU with its vector instructions, as torch uses them."""
+    """The device in words, for logs and result tables; a CPU with its name on Linux and torch's vector instructions.
+
+    Two kinds of CPU can round differently.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) + (" with TF32" if torch.backends.cudnn.allow_tf32 else "")
-    threads = torch.get_num_threads()
-    words = f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else (
-        f"{platform.machine()} {device.type.upper()}")
+    words, threads = f"{platform.machine()} {device.type.upper()}", torch.get_num_threads()
+    if device.type == "cpu":
+        words += f" ({', '.join([*_cpu_name(), torch.backends.cpu.get_cpu_capability()])})"
     return f"{words}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _cpu_name() -> str:
-    """The CPU's name as Linux knows it, else its architecture: two makes of CPU can round differently."""
+def _cpu_name() -> list[str]:
+    """The CPU's name, where the system gives it."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1]
-    return f"{platform.machine()} CPU"
+        return re.findall(r"^model name\s*: (.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    return []
 
 
 def seed_everything(seed: int, *position: int) -> None:

@@ -50,6 +50,11 @@ def text(document: str) -> str:
     return (ROOT / document).read_text()
 
 
+def prose(document: str) -> str:
+    """Its text in one line, in which a quoted sentence can be found."""
+    return " ".join(text(document).split())
+
+
 def test_the_records_are_small_and_hold_no_weights_and_no_path_of_a_machine():
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
     assert files and sum(path.stat().st_size for path in files) < 5e6
@@ -117,7 +122,7 @@ def test_a_repeated_stage_1_is_the_same_bit_for_bit_on_cpus_of_one_make(seed):
 
 
 def test_a_repeated_stage_1_with_other_rounding_agrees_as_quoted():
-    quoted = " ".join(text("docs/evidence.md").split())
+    quoted = prose("docs/evidence.md")
     lines = [line.replace("| 1 | 522 |", f"| {name} |").replace(" | 1 | ", " | ") for name in AGAIN
              for line in printed("experiments/agreement.py", *twice(name)).splitlines()[-2:]]
     assert "\n".join(lines) in text("docs/evidence.md")
@@ -145,7 +150,7 @@ def test_the_cells_of_a_repeated_stage_1_have_as_much_in_common_as_quoted():
         in_common[cell] = ([len(same) for same in again],
                            np.mean([len(a & b) for a, b in itertools.combinations(searches, 2)]))
     (normal, seeds), (reduce, seeds_reduce) = in_common.values()
-    quoted = " ".join(text("docs/evidence.md").split())
+    quoted = prose("docs/evidence.md")
     assert (f"its normal cells share only {np.mean(normal):.1f} of eight operations, those of two seeds {seeds:.1f}."
             in quoted)
     words = ("have {}, {}, {}, {}, {} and {} of their eight operations on the same edge in common, those of two seeds "
@@ -154,7 +159,7 @@ def test_the_cells_of_a_repeated_stage_1_have_as_much_in_common_as_quoted():
 
 
 def test_the_table_of_removed_candidates_is_what_ablation_makes_of_the_records():
-    found, quoted = printed("experiments/ablation.py", "results"), " ".join(text("docs/evidence.md").split())
+    found, quoted = printed("experiments/ablation.py", "results"), prose("docs/evidence.md")
     assert found in text("docs/evidence.md")
     lines = [line.strip("| ").split(" | ") for line in found.splitlines()[2:]]
     (normal, convolutions), (reduction, convolutions_reduction) = (
@@ -169,7 +174,7 @@ def test_the_table_of_removed_candidates_is_what_ablation_makes_of_the_records()
 
 def test_the_quoted_differences_are_those_of_the_records():
     found = table("differences", CIFAR)
-    quoted, readme = (" ".join(text(document).split()) for document in ("docs/evidence.md", "README.md"))
+    quoted, readme = (prose(document) for document in ("docs/evidence.md", "README.md"))
     (n, points, _, p, std), (n2, points2, _, p2, _), (*_, std1) = (
         found[line] for line in ("P-DARTS − random", "P-DARTS − dealt", "one stage − random"))
     (searches, random), dealt = n.split(", "), n2.split(", ")[1]
@@ -198,9 +203,8 @@ def test_readme_quotes_the_agreement_of_the_searches():
     p, shuffled = (float(printed("experiments/agreement.py", *compared).splitlines()[5].split(" | ")[6])
                    for compared in (searches, [*runs(*SHUFFLED), "--against", *searches]))
     assert len(searches) == 6
-    assert (f"six searches agree on edges of the reduction cell (p = {p:.4f})" in " ".join(text("README.md").split()))
-    assert f"but not with those on shuffled labels (-0.04, p = {shuffled:.2f})" in " ".join(
-        text("docs/evidence.md").split())
+    assert (f"six searches agree on edges of the reduction cell (p = {p:.4f})" in prose("README.md"))
+    assert f"but not with those on shuffled labels (-0.04, p = {shuffled:.2f})" in prose("docs/evidence.md")
 
 
 def test_what_is_left_of_the_candidates_correlates_as_quoted():
@@ -212,7 +216,7 @@ def test_what_is_left_of_the_candidates_correlates_as_quoted():
         centred = [edges - edges.mean(axis=0) for edges in kept]
         pairs = {(a, b): agreement.products(centred[a], centred[b]) for a, b in itertools.combinations(range(6), 2)}
         found.append([significance.agreement(pairs, groups) for groups in ((), agreement.GROUPS)])
-    quoted = " ".join(text("docs/evidence.md").split())
+    quoted = prose("docs/evidence.md")
     assert ("is {:.2f} in the normal cell and {:.2f} in the reduction cell of stage 2, and {:.2f} and {:.2f} in stage 3"
             .format(*(of_all.value for of_all, _ in found)) in quoted)
     (normal2, *others) = (within.p for _, within in found)
@@ -256,7 +260,7 @@ def test_readme_quotes_what_becomes_of_noise():
     found = table("planted", PLANTED)
     noise = [values[:2] for run_dir, values in found.items() if "-noise-" in run_dir]
     assert noise == [["noise", "28"]] * 2
-    assert "drops planted noise from all 28 edges" in " ".join(text("README.md").split())
+    assert "drops planted noise from all 28 edges" in prose("README.md")
 
 
 def test_the_first_attempts_spread_without_drop_path_is_that_of_its_records():
@@ -272,7 +276,7 @@ def test_the_first_attempts_agreement_is_that_of_its_records():
         "docs/evidence.md")
     *_, same, by_chance, p, _ = next(line for line in lines if line[1:4] == ["1", "790", "normal"])
     quoted = f"on {same} of the normal cell's 14 edges; by chance, it would be {by_chance} (p = {float(p):.2f})"
-    assert quoted in " ".join(text("docs/evidence.md").split())
+    assert quoted in prose("docs/evidence.md")
 
 
 def test_the_first_attempts_differences_are_those_of_its_records():
@@ -281,4 +285,4 @@ def test_the_first_attempts_differences_are_those_of_its_records():
                           "by 0.13 points (Welch's interval: 1.55 better to 1.29 worse; p = 0.77)"),
                          ("| P-DARTS − one stage | 3, 3 | −0.53 | −2.15 to +1.08 |",
                           "by 0.53 points on average, but the interval includes 0 (2.15 better to 1.08 worse)")):
-        assert line in found and quoted in " ".join(text("docs/evidence.md").split())
+        assert line in found and quoted in prose("docs/evidence.md")
